@@ -1,0 +1,212 @@
+"""Inference on a device: one artifact serves, and another takes its place without a failed request.
+
+No onnx package is needed: the skeleton's tensors are handed to ONNX Runtime from memory.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from quantization.arrays import AnyArray
+from quantization.artifact import BlobReader, Manifest, TensorSpec, decode_blob, decode_files
+from quantization.errors import InvalidDataError, UpdateRejectedError
+
+Float32Array = NDArray[np.float32]
+InputHook = Callable[[Float32Array], None]
+"""Is handed every batch that was inferred; must be quick and must not raise."""
+
+_ORT_ERRORS = (
+    ort_errors.EPFail,
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+    RuntimeError,
+)
+
+
+def open_session(skeleton: bytes, files: Mapping[str, bytes], threads: int = 1) -> ort.InferenceSession:
+    """Return an ONNX Runtime session over a skeleton and the contents of its external files.
+
+    The memory arena and the memory patterns are off: they trade resident memory for little speed at the batch
+    sizes of a device. The order of execution is the one that runs what observes a tensor right behind it; ONNX
+    Runtime's default leaves it to the end and keeps every activation until then (ResNet-20, 32 images: 60 MB).
+
+    Args:
+        skeleton: ONNX bytes.
+        files: Content by location; may hold more than the skeleton needs. ONNX Runtime copies what it needs.
+        threads: Of one inference.
+
+    Raises:
+        UpdateRejectedError: If ONNX Runtime cannot load them.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.log_severity_level = 4  # what goes wrong is raised, and said once
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    files = files or {
+        "unused": b"\0"
+    }  # given any file, ONNX Runtime reads none from the disk, whatever a graph says
+    locations = list(files)
+    contents = [files[location] for location in locations]
+    options.add_external_initializers_from_files_in_memory(locations, contents, [len(c) for c in contents])
+    try:
+        return ort.InferenceSession(skeleton, options, providers=["CPUExecutionProvider"])
+    except _ORT_ERRORS as error:
+        raise UpdateRejectedError(f"ONNX Runtime cannot load the graph: {_first_line(error)}") from error
+
+
+def run_session(
+    session: ort.InferenceSession, outputs: Sequence[str], feed: Mapping[str, Float32Array]
+) -> list[AnyArray]:
+    """Return the named outputs.
+
+    Raises:
+        InvalidDataError: If ONNX Runtime cannot run the graph on this input.
+    """
+    try:
+        arrays: list[AnyArray] = session.run(list(outputs), dict(feed))
+    except (*_ORT_ERRORS, ValueError) as error:
+        raise InvalidDataError(f"ONNX Runtime cannot run the graph: {_first_line(error)}") from error
+    return arrays
+
+
+def check_input(x: AnyArray, spec: TensorSpec) -> Float32Array:
+    """Return `x` as the contiguous float32 batch that the model takes.
+
+    Raises:
+        InvalidDataError: If it has another shape, is not numeric, or holds values that are not finite.
+    """
+    wanted = "(" + ", ".join("n" if size is None else str(size) for size in spec.shape) + ")"
+    if not isinstance(x, np.ndarray) or x.dtype.kind not in "fiu":
+        raise InvalidDataError(
+            f"the model takes a float32 array of shape {wanted}, not {type(x).__name__} "
+            f"of {getattr(x, 'dtype', 'no element type')}"
+        )
+    fits = x.ndim == len(spec.shape) and all(
+        size is None or size == actual for size, actual in zip(spec.shape, x.shape, strict=True)
+    )
+    if not fits or x.size == 0:
+        raise InvalidDataError(f"the model takes inputs of shape {wanted}, not {x.shape}")
+    with np.errstate(over="ignore"):  # float64 beyond float32 becomes an infinity, refused below
+        batch = np.ascontiguousarray(x, np.float32)
+    if not np.isfinite(batch).all():
+        raise InvalidDataError("the input holds values that are not finite (NaN or infinity)")
+    return batch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Live:
+    """All that one inference needs, replaced as a whole."""
+
+    manifest: Manifest
+    session: ort.InferenceSession
+    spec: TensorSpec
+    output: str
+
+
+class Runtime:
+    """Serves one artifact, and swaps to another in the background.
+
+    `infer` may be called from any number of threads. Each call uses the session that was live when it began,
+    to its end. Only `close` waits.
+    """
+
+    def __init__(
+        self, manifest: Manifest, read_blob: BlobReader, threads: int = 1, on_input: InputHook | None = None
+    ) -> None:
+        """Load the first artifact; its errors are those of `swap`."""
+        self._threads = threads
+        self._on_input = on_input
+        self._live = _load(manifest, read_blob, threads)
+        self._builder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="quantfleet-swap")
+
+    @property
+    def manifest(self) -> Manifest:
+        """The artifact that serves now."""
+        return self._live.manifest
+
+    @property
+    def generation(self) -> int:
+        """Number of the policy that serves now."""
+        return self._live.manifest.generation
+
+    def infer(self, x: AnyArray) -> Float32Array:
+        """Return the model's first output for one batch: float32 logits, shape (n, classes).
+
+        Args:
+            x: Shape (n, ...), the model's own input units.
+
+        Raises:
+            InvalidDataError: If the input is not what the model takes, or not finite.
+        """
+        live = self._live
+        batch = check_input(x, live.spec)
+        logits: Float32Array = run_session(live.session, [live.output], {live.spec.name: batch})[0]
+        if self._on_input is not None:
+            self._on_input(batch)
+        return logits
+
+    def swap(self, manifest: Manifest, read_blob: BlobReader) -> Future[None]:
+        """Build another artifact's session in the background, try it, and let it serve.
+
+        Swaps happen in the order in which they were asked for. On any failure the artifact that serves keeps
+        serving, and the future raises:
+
+        Raises (from the future):
+            MalformedError: If a blob is not what its reference says.
+            DigestMismatchError: If content is not what its digest promises.
+            UpdateRejectedError: If the graph does not load, does not run, or takes or gives other shapes.
+        """
+        return self._builder.submit(self._swap_now, manifest, read_blob)
+
+    def close(self) -> None:
+        """Wait for swaps that were asked for; the live session keeps serving those who hold the runtime."""
+        self._builder.shutdown(wait=True)
+
+    def _swap_now(self, manifest: Manifest, read_blob: BlobReader) -> None:
+        live = self._live
+        candidate = _load(manifest, read_blob, self._threads)
+        if candidate.spec != live.spec:
+            raise UpdateRejectedError(f"the update takes {candidate.spec}, what serves takes {live.spec}")
+        self._live = candidate  # one reference: an inference sees the old or the new, never parts of both
+
+
+def _load(manifest: Manifest, read_blob: BlobReader, threads: int) -> _Live:
+    """Return a session that has run once."""
+    if len(manifest.stages) != 1:
+        raise UpdateRejectedError(f"the artifact has {len(manifest.stages)} stages; this runtime runs one")
+    stage = manifest.stages[0]
+    skeleton = decode_blob(stage.skeleton, read_blob(stage.skeleton.digest))
+    session = open_session(skeleton, decode_files(stage.files, read_blob), threads)
+    live = _Live(manifest, session, stage.input, stage.outputs[0])
+    _self_test(live)
+    return live
+
+
+def _self_test(live: _Live) -> None:
+    """Run the session on one input of zeros: what fails, fails before anybody depends on it."""
+    zeros = np.zeros([size or 1 for size in live.spec.shape], np.float32)
+    try:
+        logits = run_session(live.session, [live.output], {live.spec.name: zeros})[0]
+    except InvalidDataError as error:
+        raise UpdateRejectedError(f"the artifact does not run on zeros: {error}") from error
+    if logits.dtype != np.float32 or not np.isfinite(logits).all():
+        raise UpdateRejectedError("the artifact's graph gives outputs that are not finite float32 values")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,142 @@
+"""Stored form of one piece of content: an 8-byte header and the smallest of four encodings.
+
+A blob says itself how it is encoded, so that whoever holds one (a device, the server's store) can check it
+against its name, the digest of the *decoded* content, without the manifest (`docs/formats/artifact.md`).
+"""
+
+import hashlib
+import re
+import struct
+from enum import IntEnum
+
+import numpy as np
+import zstandard
+
+from quantization.errors import DigestMismatchError, MalformedError
+from quantization.packing import needed_bit_width, pack, packed_size_bytes, unpack
+
+MAX_CONTENT_BYTES = 256 << 20
+"""Most that one blob may decode to: a layer of 16,000 x 16,000 int8 weights."""
+
+HEADER_BYTES = 8
+_HEADER = struct.Struct("<2sBBI")  # magic, codec, bit-width, size of the decoded content
+_MAGIC = b"QF"
+_COMPRESSION_LEVEL = 19
+_MAX_WINDOW_BYTES = 8 << 20  # what level 19 uses at most; a frame that asks for more memory is refused
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class Codec(IntEnum):
+    """How a blob's body holds its content; the numbers are on the wire."""
+
+    RAW = 0
+    RAW_ZSTD = 1
+    PACKED = 2
+    PACKED_ZSTD = 3
+
+
+def content_digest(content: bytes | memoryview) -> str:
+    """Return the name of a blob with this decoded content: its SHA-256 as 64 hex digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def check_digest(digest: str) -> str:
+    """Return `digest` if it is 64 lower-case hex digits, and so is safe as the name of a file.
+
+    Raises:
+        MalformedError: If it is anything else.
+    """
+    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+        raise MalformedError(f"{digest!r:.80} is not a digest of 64 hex digits")
+    return digest
+
+
+def encode_blob(content: bytes, *, is_codes: bool = False) -> bytes:
+    """Return the smallest stored form of `content`; the same content always gives the same bytes.
+
+    Args:
+        content: At most 256 MiB.
+        is_codes: Whether the content is int8 codes, which may need fewer bits than eight.
+    """
+    if len(content) > MAX_CONTENT_BYTES:
+        raise MalformedError(f"content of {len(content)} bytes; a blob holds at most {MAX_CONTENT_BYTES}")
+    bodies = [(Codec.RAW, 8, content), (Codec.RAW_ZSTD, 8, _compress(content))]
+    codes = np.frombuffer(content, np.int8) if is_codes else np.empty(0, np.int8)
+    bit_width = needed_bit_width(codes)
+    if codes.size and bit_width < 8:
+        packed = pack(codes, bit_width)
+        bodies += [(Codec.PACKED, bit_width, packed), (Codec.PACKED_ZSTD, bit_width, _compress(packed))]
+    codec, width, body = min(bodies, key=lambda candidate: len(candidate[2]))
+    return _HEADER.pack(_MAGIC, codec, width, len(content)) + body
+
+
+def content_size_bytes(stored: bytes) -> int:
+    """Return the size of the decoded content that the header declares, at most 256 MiB.
+
+    Raises:
+        MalformedError: If the header is not one.
+    """
+    return _read_header(stored)[2]
+
+
+def decode_blob_content(stored: bytes, digest: str, size_bytes: int | None = None) -> bytes:
+    """Return the content of a blob, once its SHA-256 is found to be `digest`.
+
+    Args:
+        stored: Header and body.
+        digest: The blob's name.
+        size_bytes: Size that the content must have, where a manifest says so.
+
+    Raises:
+        MalformedError: If the bytes are not a blob.
+        DigestMismatchError: If they are a blob with other content.
+    """
+    check_digest(digest)
+    codec, bit_width, size = _read_header(stored)
+    if size_bytes is not None and size != size_bytes:
+        raise MalformedError(f"blob {digest[:12]} of {size} decoded bytes where {size_bytes} are expected")
+    body = memoryview(stored)[HEADER_BYTES:]
+    body_size = size if codec in (Codec.RAW, Codec.RAW_ZSTD) else packed_size_bytes(size, bit_width)
+    plain = _decompress(body, body_size) if codec in (Codec.RAW_ZSTD, Codec.PACKED_ZSTD) else bytes(body)
+    if len(plain) != body_size:
+        raise MalformedError(f"blob {digest[:12]} holds {len(plain)} bytes, its header promises {body_size}")
+    content = plain if bit_width == 8 else unpack(plain, bit_width, size).tobytes()
+    actual = content_digest(content)
+    if actual != digest:
+        raise DigestMismatchError(f"blob {digest[:12]}... has content with digest {actual[:12]}...")
+    return content
+
+
+def _read_header(stored: bytes) -> tuple[Codec, int, int]:
+    """Return codec, bit-width and decoded size."""
+    if len(stored) < HEADER_BYTES:
+        raise MalformedError(f"{len(stored)} bytes are no blob; its header alone has {HEADER_BYTES}")
+    magic, number, bit_width, size = _HEADER.unpack_from(stored)
+    if magic != _MAGIC:
+        raise MalformedError(f"a blob starts with {_MAGIC!r}, not {magic!r}")
+    if number >= len(Codec):
+        raise MalformedError(f"blob codec {number} is unknown; update this software to read it")
+    codec = Codec(number)
+    widths = range(2, 8) if codec in (Codec.PACKED, Codec.PACKED_ZSTD) else range(8, 9)
+    if bit_width not in widths:
+        raise MalformedError(f"blob with codec {codec.name} and {bit_width} bits")
+    if size > MAX_CONTENT_BYTES:
+        raise MalformedError(f"blob of {size} decoded bytes; at most {MAX_CONTENT_BYTES} are read")
+    return codec, bit_width, size
+
+
+def _compress(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor(level=_COMPRESSION_LEVEL, write_checksum=False).compress(data)
+
+
+def _decompress(body: memoryview, size: int) -> bytes:
+    """Return the `size` bytes that one zstd frame, and nothing behind it, decompresses to."""
+    try:
+        # The library allocates what the frame declares, whatever maximum it is given: check the frame first.
+        declared = zstandard.frame_content_size(body)
+        if declared != size:
+            raise MalformedError(f"zstd frame of {declared} bytes where {size} are expected")
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
+        return decompressor.decompress(body, max_output_size=size, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise MalformedError(f"blob cannot be decompressed: {error}") from error

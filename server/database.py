@@ -1,0 +1,94 @@
+"""Opening the registry's database: connections, SQLite's settings, migrations."""
+
+import sqlite3
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import SQLAlchemyError
+
+from quantization.errors import ConfigurationError
+
+BUSY_TIMEOUT_SECONDS = 30.0
+"""How long a writer waits for another one before it gives up (SQLite)."""
+
+
+def connect(url: str) -> Engine:
+    """Return an engine for the database at `url`; nothing is opened yet, but a file's folder is made.
+
+    Raises:
+        ConfigurationError: The URL is not one that SQLAlchemy reads, or the folder cannot be made.
+    """
+    try:
+        engine = create_engine(url)
+    except (SQLAlchemyError, ImportError) as error:
+        raise ConfigurationError(
+            f"registry '{url}' is not a database URL, such as sqlite:///quantfleet.db: {error}"
+        ) from error
+    if engine.dialect.name == "sqlite":
+        _make_folder(engine.url.database)
+        event.listen(engine, "connect", _configure_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def migrate(engine: Engine) -> None:
+    """Bring the database to this version's tables.
+
+    Raises:
+        ConfigurationError: The database cannot be opened, or a newer version has written it.
+    """
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    try:
+        with engine.begin() as connection:
+            _refuse_newer(connection, ScriptDirectory.from_config(config))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    except SQLAlchemyError as error:
+        shown = engine.url.render_as_string(hide_password=True)
+        raise ConfigurationError(f"registry '{shown}' cannot be opened: {_cause(error)}") from error
+
+
+def _make_folder(database: str | None) -> None:
+    if not database or database == ":memory:" or database.startswith("file:"):
+        return
+    try:
+        Path(database).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"registry folder of '{database}' cannot be made: {error}") from error
+
+
+def _refuse_newer(connection: Connection, scripts: ScriptDirectory) -> None:
+    known = {script.revision for script in scripts.walk_revisions()}
+    unknown = set(MigrationContext.configure(connection).get_current_heads()) - known
+    if unknown:
+        shown = connection.engine.url.render_as_string(hide_password=True)
+        raise ConfigurationError(
+            f"registry '{shown}' is at revision {', '.join(sorted(unknown))}, written by a newer version; "
+            f"this one knows up to {scripts.get_current_head()}: upgrade quantfleet, or name another database"
+        )
+
+
+def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    """Let `_begin_sqlite` open transactions, and readers work beside one writer."""
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_SECONDS * 1000)}")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Take the write lock at once unless the caller only reads: two that upgrade a lock would deadlock."""
+    connection.exec_driver_sql("BEGIN " + connection.get_execution_options().get("begin", "IMMEDIATE"))
+
+
+def _cause(error: SQLAlchemyError) -> str:
+    """Return the driver's one-line message, without the statement and SQLAlchemy's link."""
+    return str(getattr(error, "orig", None) or error).splitlines()[0]

@@ -1,0 +1,120 @@
+"""The server's settings: one frozen value, parsed once from a run's configuration.
+
+Keys of the run configuration are the fields' names with hyphens, such as `blob-folder` or `deadline-seconds`;
+defaults are in the types, and a value that cannot be used is refused before any device is asked.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, Self
+
+from quantization.errors import ConfigurationError
+from strategies.rounds import RoundSettings
+
+ConfigValue = str | int | float | bool
+"""What a Flower run configuration holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class CohortSettings:
+    """Which devices are asked.
+
+    Attributes:
+        expected_nodes: Devices to wait for before the first round; 0 goes on with the first that are there.
+        wait_seconds: Longest wait for them; then the run goes on with those that came, if any did.
+        sample_fraction: Share of a class's devices that a calibration or assessment asks, above 0 to 1.
+        seed: Of the sampling of devices.
+    """
+
+    expected_nodes: int = 0
+    wait_seconds: float = 120.0
+    sample_fraction: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what no round can run with."""
+        _require("expected-nodes", self.expected_nodes, "0 or more", is_met=self.expected_nodes >= 0)
+        _require("wait-seconds", self.wait_seconds, "0 or more", is_met=self.wait_seconds >= 0)
+        is_share = 0 < self.sample_fraction <= 1
+        _require("sample-fraction", self.sample_fraction, "above 0, at most 1", is_met=is_share)
+        _require("seed", self.seed, "0 or more", is_met=self.seed >= 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """What one run of the ServerApp does.
+
+    Attributes:
+        registry_url: The database, as SQLAlchemy reads it.
+        blob_folder: Where content lies, as fsspec reads it.
+        model_name: The model to tune, as the registry names it.
+        model_source: Entry point (group `quantfleet.models`) that prepares the model if the registry lacks
+            it; empty for none.
+        generations: How many generations to run, one after the other.
+        resume_seconds: A generation that a run left open longer ago than this is given up, not resumed.
+        batch_size: Inputs in one inference on a device that observes or assesses.
+        cohort: Which devices are asked.
+        rounds: When a round is over; its keys are `quorum-fraction`, `deadline-seconds`, `poll-seconds`,
+            `push-batch` and `pull-batch`.
+    """
+
+    registry_url: str = "sqlite:///quantfleet.db"
+    blob_folder: str = "blobs"
+    model_name: str = "model"
+    model_source: str = ""
+    generations: int = 1
+    resume_seconds: float = 86400.0
+    batch_size: int = 32
+    cohort: CohortSettings = field(default_factory=CohortSettings)
+    rounds: RoundSettings = field(default_factory=RoundSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can do."""
+        for key in ("registry_url", "blob_folder", "model_name"):
+            value = getattr(self, key)
+            _require(key.replace("_", "-"), value, "not empty", is_met=bool(value))
+        _require("generations", self.generations, "1 or more", is_met=self.generations >= 1)
+        _require("resume-seconds", self.resume_seconds, "0 or more", is_met=self.resume_seconds >= 0)
+        _require("batch-size", self.batch_size, "1 to 65536", is_met=1 <= self.batch_size <= 65536)
+
+    @classmethod
+    def from_run_config(cls, config: Mapping[str, ConfigValue]) -> Self:
+        """Return the settings in a Flower run configuration; keys of other parts are left to them.
+
+        Raises:
+            ConfigurationError: A value has the wrong type or is out of range.
+        """
+        cohort = CohortSettings(**_parsed(CohortSettings, config))
+        rounds = RoundSettings(**_parsed(RoundSettings, config))
+        return cls(**_parsed(cls, config), cohort=cohort, rounds=rounds)
+
+
+def to_json(settings: ServerSettings) -> str:
+    """Return what of the settings decides a generation's course as JSON, for the record."""
+    cohort, rounds = asdict(settings.cohort), asdict(settings.rounds)
+    return json.dumps({"batch_size": settings.batch_size, "cohort": cohort, "rounds": rounds}, sort_keys=True)
+
+
+def _parsed(kind: type, config: Mapping[str, ConfigValue]) -> dict[str, Any]:
+    """Return the plain fields of `kind` that the configuration sets, each with the type of its default."""
+    found = {}
+    for setting in fields(kind):
+        key = setting.name.replace("_", "-")
+        if key in config and setting.default is not MISSING:
+            found[setting.name] = _as(type(setting.default), key, config[key])
+    return found
+
+
+def _as(kind: type, key: str, value: ConfigValue) -> ConfigValue:
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
+        raise ConfigurationError(f"{key} must be of type {kind.__name__}, not {value!r}")
+    return value
+
+
+def _require(key: str, value: object, rule: str, *, is_met: bool) -> None:
+    if not is_met:
+        raise ConfigurationError(f"{key} is {value!r}; it must be {rule}")

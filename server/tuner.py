@@ -1,0 +1,97 @@
+"""One generation, end to end: who is there, then each device class's own calibration, assessment and verdict."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flwr.serverapp import Grid
+
+from quantization.errors import NotFoundError, RoundFailedError
+from server.candidate import PlannedModel
+from server.class_tuner import ClassTuner, EventFunction, RoundMoved, StepDone
+from server.cohort import by_class
+from server.folded import Blobs
+from server.generation import Generation, Step
+from server.registry import Registry
+from server.settings import ServerSettings
+from strategies.hello_round import hello, wait_for_nodes
+from strategies.rounds import SYSTEM_CLOCK, Clock
+
+__all__ = ["GenerationReport", "RoundMoved", "StepDone", "run_generation"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationReport:
+    """What one run brought.
+
+    Attributes:
+        model_digest: The model.
+        nodes: Devices that were there.
+        devices: Devices that said hello.
+        generations: The closed generation of each class, by the class's name.
+        unprepared: Devices of classes that the model was not prepared for, by the class's name; they were not asked.
+    """
+
+    model_digest: str
+    nodes: int
+    devices: int
+    generations: Mapping[str, Generation]
+    unprepared: Mapping[str, int]
+
+    @property
+    def is_published(self) -> bool:
+        """Whether some class got a new generation."""
+        return any(generation.step is Step.PUBLISHED for generation in self.generations.values())
+
+
+def run_generation(
+    grid: Grid,
+    registry: Registry,
+    blobs: Blobs,
+    settings: ServerSettings,
+    *,
+    clock: Clock = SYSTEM_CLOCK,
+    on_event: EventFunction = lambda _: None,
+) -> GenerationReport:
+    """Run one generation of every device class that is there, or finish the one that was cut off.
+
+    A class whose rounds fail keeps what it runs, and the others go on.
+
+    Args:
+        grid: Flower's way to the devices.
+        registry: Has the model, prepared for the classes.
+        blobs: Has its content.
+        settings: Names the model; says which devices to ask, and for how long.
+        clock: Measures waits and rounds.
+        on_event: Told of every step, and of replies as they come.
+
+    Raises:
+        NotFoundError: The registry has no such model, or it was prepared for none of the classes that are there.
+        RoundFailedError: No device is there, too few said hello, or every class failed.
+        IllegalTransitionError: Another run tunes one of the classes now.
+    """
+    model = PlannedModel.load(registry.model(settings.model_name).digest, blobs)
+    cohort, rounds = settings.cohort, settings.rounds
+    nodes = wait_for_nodes(grid, cohort.expected_nodes, cohort.wait_seconds, clock=clock)
+    devices = hello(grid, nodes, rounds, clock=clock).value
+    groups = by_class(devices)
+    prepared = {device_class.name for device_class in registry.device_classes(model.digest)}
+    generations = {}
+    for name in sorted(groups.keys() & prepared):
+        tuner = ClassTuner(grid, registry, blobs, settings, clock, model, name, groups[name], on_event)
+        generations[name] = tuner.tune()
+    unprepared = {name: len(group) for name, group in groups.items() if name not in prepared}
+    _check_any_succeeded(generations, unprepared, settings.model_name)
+    return GenerationReport(model.digest, len(nodes), len(devices), generations, unprepared)
+
+
+def _check_any_succeeded(
+    generations: Mapping[str, Generation], unprepared: Mapping[str, int], model_name: str
+) -> None:
+    if not generations:
+        raise NotFoundError(
+            f"model '{model_name}' was prepared for none of the classes that are there "
+            f"({', '.join(unprepared)}); prepare it with the lab's inputs first"
+        )
+    if all(generation.step is Step.FAILED for generation in generations.values()):
+        reasons = "; ".join(f"{name}: {generation.reason}" for name, generation in generations.items())
+        raise RoundFailedError(f"no device class finished its generation: {reasons}")

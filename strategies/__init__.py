@@ -1,0 +1,1 @@
+"""Federated rounds: what is asked, how replies travel, and how they are folded."""

@@ -1,0 +1,157 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from artifacts import example
+
+from client.runtime import Runtime
+from client.state import StateFolder
+from quantization.artifact import Artifact
+from quantization.blob import content_digest, encode_blob
+from quantization.errors import ConfigurationError, DigestMismatchError, MalformedError, NotFoundError
+
+CONTENT = b"some content"
+DIGEST, STORED = content_digest(CONTENT), encode_blob(CONTENT)
+
+
+def install(state: StateFolder, artifact: Artifact) -> None:
+    for digest, stored in artifact.blobs.items():
+        state.store_blob(digest, stored)
+    state.write_manifest(artifact.manifest)
+
+
+def test_what_is_stored_is_there_after_a_restart(tmp_path: Path) -> None:
+    artifact = example().artifact()
+    with StateFolder(tmp_path / "state") as state:
+        assert (state.read_manifest(), state.read_samples(), state.digests()) == (None, None, frozenset())
+        install(state, artifact)
+        state.write_samples(b"samples")
+    with StateFolder(tmp_path / "state") as state:
+        assert state.read_manifest() == artifact.manifest
+        assert state.digests() == artifact.blobs.keys()
+        assert state.read_samples() == b"samples"
+        x = example().inputs(2)
+        wanted = Runtime(artifact.manifest, artifact.blobs.__getitem__).infer(x)
+        assert (Runtime(artifact.manifest, state.read_blob).infer(x) == wanted).all()
+
+
+def test_blobs_come_back_as_they_were_stored(tmp_path: Path) -> None:
+    with StateFolder(tmp_path) as state:
+        assert not state.has_blob(DIGEST)
+        state.store_blob(DIGEST, STORED)
+        state.store_blob(DIGEST, STORED)
+        assert state.has_blob(DIGEST)
+        assert state.read_blob(DIGEST) == STORED
+
+
+def test_content_that_is_not_what_its_name_says_is_not_stored(tmp_path: Path) -> None:
+    with StateFolder(tmp_path) as state:
+        with pytest.raises(DigestMismatchError):
+            state.store_blob(DIGEST, encode_blob(b"other content"))
+        with pytest.raises(MalformedError):
+            state.store_blob(DIGEST, STORED[:-1])
+        assert state.digests() == frozenset()
+
+
+@pytest.mark.parametrize("damage", [b"", b"QF", STORED[:-1], STORED + b"x", encode_blob(b"evil content")])
+def test_a_damaged_blob_is_reported_and_removed(tmp_path: Path, damage: bytes) -> None:
+    with StateFolder(tmp_path) as state:
+        state.store_blob(DIGEST, STORED)
+        (tmp_path / "blobs" / DIGEST).write_bytes(damage)
+        with pytest.raises(DigestMismatchError, match="fetch it again"):
+            state.read_blob(DIGEST)
+        assert not state.has_blob(DIGEST)
+        state.store_blob(DIGEST, STORED)
+        assert state.read_blob(DIGEST) == STORED
+
+
+def test_a_blob_that_is_not_held_is_not_found(tmp_path: Path) -> None:
+    with StateFolder(tmp_path) as state, pytest.raises(NotFoundError):
+        state.read_blob(DIGEST)
+
+
+@pytest.mark.parametrize(
+    "name", ["../manifest", "/etc/passwd", "manifest", "", DIGEST.upper(), DIGEST + "/.."]
+)
+def test_names_that_are_no_digests_reach_no_file(tmp_path: Path, name: str) -> None:
+    with StateFolder(tmp_path) as state:
+        for use in (state.read_blob, state.has_blob, lambda n: state.store_blob(n, STORED)):
+            with pytest.raises(MalformedError, match="not a digest"):
+                use(name)
+
+
+def test_a_manifest_whose_blobs_are_not_held_is_refused(tmp_path: Path) -> None:
+    artifact = example().artifact()
+    with StateFolder(tmp_path) as state:
+        for digest, stored in list(artifact.blobs.items())[1:]:
+            state.store_blob(digest, stored)
+        with pytest.raises(NotFoundError, match="1 blobs"):
+            state.write_manifest(artifact.manifest)
+        assert state.read_manifest() is None
+
+
+def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
+    with StateFolder(tmp_path) as state:
+        for damage in (b"\xff", bytes(2 << 20)):
+            (tmp_path / "manifest").write_bytes(damage)
+            with pytest.raises(MalformedError):
+                state.read_manifest()
+
+
+def test_keep_only_removes_what_no_artifact_names(tmp_path: Path) -> None:
+    old, new = example().artifact(), example().artifact(1, width=2.0)
+    with StateFolder(tmp_path) as state:
+        install(state, old)
+        install(state, new)
+        assert state.keep_only([old.manifest, new.manifest]) == 0
+        assert state.keep_only([new.manifest]) == 1
+        assert state.digests() == new.blobs.keys()
+
+
+def test_what_a_crash_left_half_written_is_cleared_away(tmp_path: Path) -> None:
+    with StateFolder(tmp_path) as state:
+        state.store_blob(DIGEST, STORED)
+    (tmp_path / "blobs" / f"{DIGEST}.tmp").write_bytes(b"half")
+    (tmp_path / "manifest.tmp").write_bytes(b"half")
+    with StateFolder(tmp_path) as state:
+        assert state.digests() == {DIGEST}
+        assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_write_that_fails_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with StateFolder(tmp_path) as state:
+        state.write_samples(b"old")
+
+        def full(_: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(ConfigurationError, match="No space left on device"):
+            state.write_samples(b"new")
+        assert state.read_samples() == b"old"
+        assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_second_process_is_refused_while_the_first_runs(tmp_path: Path) -> None:
+    script = f"from client.state import StateFolder; StateFolder({str(tmp_path)!r})"
+    with StateFolder(tmp_path):
+        second = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert second.returncode != 0
+        assert "in use by another process" in second.stderr
+    third = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert third.returncode == 0, third.stderr
+
+
+def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        StateFolder(tmp_path / "file" / "state")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_a_clear_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(ConfigurationError, match="choose a writable folder"):
+        StateFolder(tmp_path / "state")

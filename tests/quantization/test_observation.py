@@ -1,0 +1,136 @@
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantization.errors import InvalidDataError, MalformedError
+from quantization.histogram import DyadicHistogram
+from quantization.moments import ChannelMoments, ChannelReference
+from quantization.observation import (
+    BatchFloor,
+    batches,
+    finite_rows,
+    observe,
+    observe_moments,
+    observe_ranges,
+)
+
+REFERENCES = {"conv": ChannelReference(np.array([0.5, -1.0]), np.array([2.0, 0.5]), 100)}
+POSITIONS = 4
+
+
+def run(batch: np.ndarray) -> Mapping[str, Any]:
+    """A graph whose layer has the input's two channels, and whose site is the whole input."""
+    values = batch.astype(np.float64)
+    return {
+        "mean:conv": values.mean(axis=(0, 2)).astype(np.float32),
+        "var:conv": values.var(axis=(0, 2)).astype(np.float32),
+        "count:conv": np.array(batch.shape[0] * batch.shape[2]),
+        "values:site": batch.reshape(-1),
+    }
+
+
+def inputs(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, 2, POSITIONS)).astype(np.float32)
+
+
+@given(st.integers(0, 200), st.integers(1, 40))
+def test_batches_are_few_even_and_complete(count: int, batch_size: int) -> None:
+    rows = np.arange(count, dtype=np.float32)
+    parts = list(batches(rows, batch_size))
+    assert len(parts) == -(-count // batch_size)
+    np.testing.assert_array_equal(np.concatenate([rows[:0], *parts]), rows)
+    sizes = [len(part) for part in parts]
+    assert not sizes or (max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1)
+
+
+def test_a_batch_size_that_is_not_positive_is_refused() -> None:
+    with pytest.raises(InvalidDataError, match="not positive"):
+        list(batches(inputs(3), 0))
+
+
+def test_histograms_are_those_of_all_values_whatever_the_batches() -> None:
+    x = inputs(50)
+    whole = DyadicHistogram.from_values(x)
+    for batch_size in (1, 7, 50, 500):
+        assert observe_ranges(run, x, ["site"], batch_size) == {"site": whole}
+
+
+def test_moments_are_those_of_the_inputs_in_reference_units() -> None:
+    x = inputs(60)
+    moments = observe_moments(run, x, REFERENCES, 16)["conv"]
+    scaled = (x - REFERENCES["conv"].mean[:, None]) / REFERENCES["conv"].std[:, None]
+    assert (moments.count, moments.devices) == (60 * POSITIONS, 1)
+    np.testing.assert_allclose(moments.mean(), scaled.mean(axis=(0, 2)), atol=1e-5)
+    np.testing.assert_allclose(moments.variance(), scaled.var(axis=(0, 2)), rtol=1e-5)
+
+
+def test_one_pass_gives_both_and_the_sink_sees_what_the_histograms_see() -> None:
+    x = inputs(40)
+    seen: list[np.ndarray] = []
+    observation = observe(
+        run, x, REFERENCES, 16, sites=["site"], values_sink=lambda _, values: seen.append(values)
+    )
+    assert observation.histograms["site"] == DyadicHistogram.from_values(np.concatenate(seen))
+    assert observation.moments["conv"] == observe_moments(run, x, REFERENCES, 16)["conv"]
+    assert (observation.sample_count, observation.left_out_count) == (40, 0)
+
+
+def test_a_device_without_inputs_contributes_the_identity() -> None:
+    observation = observe(run, inputs(0), REFERENCES, 32, sites=["site"])
+    assert observation.moments == {"conv": ChannelMoments.empty(2)}
+    assert observation.histograms == {"site": DyadicHistogram.empty()}
+    assert (observation.sample_count, observation.left_out_count) == (0, 0)
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_a_device_with_too_few_samples_to_normalise_contributes_nothing(count: int) -> None:
+    observation = observe(run, inputs(count), REFERENCES, 32, floor=BatchFloor(samples=8, values=100))
+    assert observation.moments == {"conv": ChannelMoments.empty(2)}
+    assert (observation.sample_count, observation.left_out_count) == (0, count)
+
+
+@pytest.mark.parametrize(("count", "values"), [(8, 100), (1, POSITIONS), (33, 100)])
+def test_enough_samples_or_enough_positions_are_used(count: int, values: int) -> None:
+    floor = BatchFloor(samples=8, values=values)
+    observation = observe(run, inputs(count), REFERENCES, 32, floor=floor)
+    assert (observation.sample_count, observation.left_out_count) == (count, 0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_inputs_that_are_not_finite_are_left_out_and_counted(bad: float) -> None:
+    x = inputs(20)
+    x[3, 1, 2] = bad
+    observation = observe(run, x, REFERENCES, 32, sites=["site"])
+    kept = np.delete(x, 3, axis=0)
+    assert observation.histograms["site"] == DyadicHistogram.from_values(kept)
+    assert (observation.sample_count, observation.left_out_count) == (19, 1)
+    np.testing.assert_array_equal(finite_rows(x), kept)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_activations_that_cannot_be_summed_leave_their_batch_out(bad: float) -> None:
+    def broken(batch: np.ndarray) -> Mapping[str, Any]:
+        outputs = dict(run(batch))
+        outputs["mean:conv"] = np.array([bad, 0.0], np.float32)
+        outputs["values:site"] = np.array([bad, 1.0], np.float32)
+        return outputs
+
+    observation = observe(broken, inputs(4), REFERENCES, 32, sites=["site"])
+    assert observation.moments == {"conv": ChannelMoments.empty(2)}
+    assert observation.histograms["site"] == DyadicHistogram.from_values(np.array([bad, 1.0], np.float32))
+    assert observation.histograms["site"].nonfinite_count == int(not np.isfinite(bad))
+    assert observation.left_out_count == 4
+
+
+def test_a_graph_without_the_wanted_output_is_refused() -> None:
+    with pytest.raises(MalformedError, match="values:other"):
+        observe_ranges(run, inputs(4), ["other"], 32)
+
+
+def test_a_graph_with_other_channels_is_refused() -> None:
+    with pytest.raises(MalformedError, match="channels"):
+        observe_moments(run, inputs(4), {"conv": ChannelReference(np.zeros(3), np.ones(3), 1)}, 32)
