@@ -66,6 +66,7 @@ def canonicalize(model_bytes: bytes) -> bytes:
     fold_channel_affines(draft)
     draft.drop_unused()
     _refuse_nothing_to_quantize(draft)
+    _refuse_values_that_are_not_finite(draft)
     rename_all(draft)
     _strip(draft)
     model = draft.to_model()
@@ -140,6 +141,18 @@ def _refuse_nothing_to_quantize(draft: Draft) -> None:
         "the model has no Conv, Gemm or MatMul with constant weights, so there is nothing to quantize; "
         "give a trained model with such layers"
     )
+
+
+def _refuse_values_that_are_not_finite(draft: Draft) -> None:
+    for node in draft.nodes:
+        if node.op_type not in {"Conv", "Gemm", "MatMul"}:
+            continue
+        for name in node.input:
+            if name in draft.tensors and not np.isfinite(draft.tensors[name]).all():
+                raise UnsupportedModelError(
+                    f"the weights of {node.op_type} {node.name!r} are not all finite (BatchNormalization included); "
+                    "repair the model before quantizing it"
+                )
 
 
 def safe_name(name: str, fallback: str) -> str:

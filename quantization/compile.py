@@ -18,7 +18,7 @@ from quantization.affine import AffineParams, params_from_range
 from quantization.calibration import Range
 from quantization.draft import Draft, attribute
 from quantization.errors import ConfigurationError
-from quantization.graph import GraphPlan, Site
+from quantization.graph_plan import GraphPlan, Site
 from quantization.layer_weights import (
     channel_slots,
     channels_content,

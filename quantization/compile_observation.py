@@ -24,7 +24,7 @@ from onnx import TensorProto, helper
 
 from quantization.draft import Draft
 from quantization.errors import ConfigurationError
-from quantization.graph import GraphPlan, Layer, Site
+from quantization.graph_plan import GraphPlan, Layer, Site
 from quantization.layer_weights import (
     ChannelSlot,
     channel_slots,
@@ -42,8 +42,12 @@ VALUES_PER_EXAMPLE = 128
 DEFAULT_STEP = 61
 """Sampling step of a site whose shape is not known before it runs."""
 
-EPSILON = 1e-12
-"""Added to a variance before its root; a channel that does not vary keeps the reference mean."""
+DEAD_SPREAD = 1e-4
+"""Spread below which a channel counts as constant, as a part of its layer's in the lab.
+
+A constant channel is set to the lab's mean. A much smaller bound would let float32 rounding through: ONNX Runtime
+computes x * s + (b - mean * s), which cancels badly where the mean is many standard deviations.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +108,8 @@ def compile_observation(
     files = plain.files | codes | {"channels": channels_content(draft, plan, policy)}
     normalizing = None
     if references is not None:
-        graph = _compile_normalizing(draft, plan)
         reference = reference_content(draft, plan, policy, references)
+        graph = _compile_normalizing(draft, plan, references)
         normalizing = CompiledGraph(graph.skeleton, _sorted(graph.files | codes | {"reference": reference}))
     return ObservationGraphs(
         plain=CompiledGraph(plain.skeleton, _sorted(files)),
@@ -199,14 +203,17 @@ def _compile_plain(draft: Draft, plan: GraphPlan) -> CompiledGraph:
         layer = writer.write(node, node.output)
         if layer is not None and layer.is_corrected:
             unit = f"{layer.weight}:scale"  # any (C,) will do: the normalised values themselves are not read
-            writer.normalise(layer, layer.raw_output, f"{layer.raw_output}:unread", unit, unit)
+            target = f"{layer.raw_output}:unread"
+            writer.normalise(layer, (unit, unit), source=layer.raw_output, target=target, epsilon=1.0)
         for name in node.output:
             if name in sites:
                 writer.sample(sites[name])
     return writer.skeleton.finish([*draft.outputs, *writer.outputs])
 
 
-def _compile_normalizing(draft: Draft, plan: GraphPlan) -> CompiledGraph:
+def _compile_normalizing(
+    draft: Draft, plan: GraphPlan, references: Mapping[str, ChannelReference]
+) -> CompiledGraph:
     writer = _ObservationWriter(draft, plan, "reference")
     offset = _channels_end(plan)
     for node in draft.nodes:
@@ -215,12 +222,15 @@ def _compile_normalizing(draft: Draft, plan: GraphPlan) -> CompiledGraph:
             writer.write(node, node.output)
             continue
         writer.write(node, [f"{corrected.raw_output}:raw"])
-        shape, names = (corrected.channels,), [f"{corrected.name}:std", f"{corrected.name}:mean"]
+        shape, names = (corrected.channels,), (f"{corrected.name}:std", f"{corrected.name}:mean")
         for index, name in enumerate(names):
             writer.skeleton.external(
                 name, np.float32, shape, "reference", offset + 4 * index * corrected.channels
             )
-        writer.normalise(corrected, f"{corrected.raw_output}:raw", corrected.raw_output, *names)
+        spread = float(np.sqrt(np.mean(references[corrected.name].std ** 2)))
+        epsilon = (DEAD_SPREAD * spread) ** 2
+        source = f"{corrected.raw_output}:raw"
+        writer.normalise(corrected, names, source=source, target=corrected.raw_output, epsilon=epsilon)
         offset += 8 * corrected.channels
     return writer.skeleton.finish(writer.outputs)
 
@@ -244,8 +254,19 @@ class _ObservationWriter:
         self.skeleton.keep(node, inputs, outputs)
         return layer
 
-    def normalise(self, layer: Layer, source: str, target: str, scale: str, bias: str) -> None:
-        """Append the node that normalises `source` by its own moments, and output these."""
+    def normalise(
+        self, layer: Layer, parameters: tuple[str, str], *, source: str, target: str, epsilon: float
+    ) -> None:
+        """Append the node that normalises `source` by its own moments, and output these.
+
+        Args:
+            layer: Whose raw output this is.
+            parameters: Tensors (C,) with the deviation and the mean to give it.
+            source: Tensor to normalise.
+            target: Tensor to write.
+            epsilon: Added to the variance before its root.
+        """
+        scale, bias = parameters
         mean, variance, count = (f"{kind}:{layer.name}" for kind in ("mean", "var", "count"))
         self.skeleton.add(
             "BatchNormalization",
@@ -253,7 +274,7 @@ class _ObservationWriter:
             [target, mean, variance],
             training_mode=1,
             momentum=0.0,
-            epsilon=EPSILON,
+            epsilon=epsilon,
         )
         self.output(mean, TensorProto.FLOAT, [layer.channels])
         self.output(variance, TensorProto.FLOAT, [layer.channels])

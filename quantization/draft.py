@@ -1,6 +1,6 @@
 """A mutable ONNX graph of one float input: what the rewrites of `canonical` and the compilers work on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,9 @@ from quantization.errors import UnsupportedModelError
 
 OPSET = 21
 IR_VERSION = 10
+
+SHAPE_SIZE = 64
+"""Constants of at most so many elements may decide shapes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +56,25 @@ class Draft:
 
     def to_model(self) -> onnx.ModelProto:
         """Return the graph as a model without metadata, its initializers in the order of first use."""
-        used = [name for node in self.nodes for name in node.input if name in self.tensors]
-        initializers = [
-            numpy_helper.from_array(np.ascontiguousarray(self.tensors[n]).reshape(self.tensors[n].shape), n)
-            for n in dict.fromkeys(used)
-        ]
-        graph = helper.make_graph(self.nodes, "main", [self.input], self.outputs, initializers)
-        opsets = [helper.make_opsetid("", self.opset)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=max(IR_VERSION, 10))
+        return self._to_model(lambda _: True)
+
+    def _to_model(self, keeps_value: Callable[[AnyArray], bool]) -> onnx.ModelProto:
+        """Return the model, with the constants whose value is not kept as further inputs."""
+        used = dict.fromkeys(name for node in self.nodes for name in node.input if name in self.tensors)
+        initializers: list[onnx.TensorProto] = []
+        inputs = [self.input]
+        for name in used:
+            value = self.tensors[name]
+            if keeps_value(value):
+                contiguous = np.ascontiguousarray(value).reshape(value.shape)
+                initializers.append(numpy_helper.from_array(contiguous, name))
+            else:
+                kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+                inputs.append(helper.make_tensor_value_info(name, kind, value.shape))
+        graph = helper.make_graph(self.nodes, "main", inputs, self.outputs, initializers)
+        return helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=IR_VERSION
+        )
 
     def uses(self) -> dict[str, list[onnx.NodeProto]]:
         """Return the nodes that read each tensor, a node once for every time it does."""
@@ -112,7 +126,7 @@ class Draft:
         Raises:
             UnsupportedModelError: If inference fails.
         """
-        model = self.to_model()
+        model = self._to_model(lambda value: value.size <= SHAPE_SIZE)  # shapes never depend on weights
         if batch is not None:
             model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
             for output in model.graph.output:

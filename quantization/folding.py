@@ -52,7 +52,10 @@ def _channel_affine(
         if node.input[0] != source or any(v is None or v.shape != (channels,) for v in values):
             return None
         scale, bias, mean, variance = (np.asarray(v, np.float64) for v in values)
-        gain = scale / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
+        with np.errstate(
+            invalid="ignore", divide="ignore"
+        ):  # what is not finite is refused behind all rewrites
+            gain = scale / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
         return gain, bias - mean * gain
     if node.op_type not in {"Add", "Sub", "Mul", "Div"}:
         return None

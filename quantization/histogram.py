@@ -17,7 +17,6 @@ Rules:
 
 import math
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -84,9 +83,7 @@ class DyadicHistogram:
         return cls(MIN_EXPONENT, 0, counts, 0, math.inf, -math.inf, nonfinite_count)
 
     @classmethod
-    def from_values(
-        cls, values: ArrayLike, weights: ArrayLike | None = None, threads: int = 1
-    ) -> "DyadicHistogram":
+    def from_values(cls, values: ArrayLike, weights: ArrayLike | None = None) -> "DyadicHistogram":
         """Return the histogram of `values`, at the canonical exponent.
 
         Reads the values once, in blocks that fit the cache, at about 2 ns a value; beside them it needs 1 MB
@@ -97,7 +94,6 @@ class DyadicHistogram:
             weights: How much each value counts, 0 to 65,536, rounded to 1/256; broadcasts against `values`:
                 (N, 1, 1, 1) for one weight per sample of (N, C, H, W). A value whose weight rounds to 0 is
                 ignored altogether. None: 1.
-            threads: Each takes a part of the values, and the parts' histograms merge.
 
         Raises:
             ConfigurationError: A weight is negative, too large or not finite.
@@ -108,15 +104,7 @@ class DyadicHistogram:
             raise InvalidDataError(f"a histogram is of real numbers, got {array.dtype}")
         flat = array.reshape(-1)
         steps = None if weights is None else _weight_steps(weights, array.shape)
-        part = max(1, -(-flat.size // max(1, threads)))
-        parts = [
-            (flat[start : start + part], None if steps is None else steps[start : start + part])
-            for start in range(0, flat.size, part)
-        ]
-        if len(parts) <= 1:
-            return _count(flat, steps)
-        with ThreadPoolExecutor(len(parts)) as pool:
-            return merge_all(pool.map(_count, *zip(*parts, strict=True)))
+        return _count(flat, steps)
 
     def merge(self, other: "DyadicHistogram") -> "DyadicHistogram":
         """Return the histogram of both: commutative, associative, and exactly that of the pooled values.

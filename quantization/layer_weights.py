@@ -9,7 +9,7 @@ from quantization.affine import AffineParams, quantize, symmetric_weight_params
 from quantization.arrays import CodeArray, FloatArray
 from quantization.draft import Draft
 from quantization.errors import ConfigurationError
-from quantization.graph import GraphPlan, Layer
+from quantization.graph_plan import GraphPlan, Layer
 from quantization.policy import Policy
 from quantization.skeleton import SkeletonWriter
 

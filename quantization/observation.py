@@ -85,7 +85,7 @@ def observe(
     moments = {layer: ChannelMoments.empty(ref.channels) for layer, ref in references.items()}
     histograms = dict.fromkeys(sites, DyadicHistogram.empty())
     used = 0
-    for batch in batches(finite_rows(inputs), batch_size):
+    for batch in mixed_batches(finite_rows(inputs), batch_size):
         outputs = run(batch)
         seen = _batch_moments(outputs, references, len(batch), floor)
         if seen is not None:
@@ -129,6 +129,17 @@ def batches(inputs: FloatArray, batch_size: int) -> Iterator[FloatArray]:
     parts = -(-len(inputs) // batch_size)
     for part in range(parts):
         yield inputs[len(inputs) * part // parts : len(inputs) * (part + 1) // parts]
+
+
+def mixed_batches(inputs: FloatArray, batch_size: int) -> Iterator[FloatArray]:
+    """Yield the inputs in batches of every k-th row, as many and as large as those of `batches`.
+
+    What a device sees comes in runs (a person walks for a minute, then sits): a batch of neighbours would show one
+    of its activities, and its own moments would hide all the rest.
+    """
+    parts = len(list(batches(inputs, batch_size)))
+    for part in range(parts):
+        yield inputs[part::parts]
 
 
 def finite_rows(inputs: FloatArray) -> FloatArray:

@@ -136,14 +136,32 @@ def run(
 
 @app.command()
 def tasks() -> None:
-    """List the built-in tasks."""
-    raise NotImplementedError
+    """List the built-in tasks, and the files that each needs in the data folder."""
+    from simulation.tasks.catalogue import TASKS
+    from simulation.terminal import print_table, stdout_console
+
+    rows = [
+        (
+            source.name,
+            ", ".join(source.data_files) or "none",
+            f"{source.summary}; behind a colon: {source.variants}" if source.variants else source.summary,
+        )
+        for source in TASKS
+    ]
+    print_table(("task", "files", "about"), rows, stdout_console())
 
 
 @app.command()
 def drifts() -> None:
     """List the drifts, with their units."""
-    raise NotImplementedError
+    from simulation.drift import DRIFT_KINDS
+    from simulation.terminal import print_table, stdout_console
+
+    rows = [
+        (kind.name, ", ".join(kind.domains), f"{kind.name}={kind.example}", kind.unit)
+        for kind in sorted(DRIFT_KINDS, key=lambda kind: kind.name)
+    ]
+    print_table(("drift", "data", "example", "severity"), rows, stdout_console())
 
 
 def _run(scenario: Scenario, *, is_verbose: bool) -> ExperimentResult:

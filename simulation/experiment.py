@@ -60,7 +60,7 @@ def run_experiment(
     fleet = Fleet(task, FleetSettings.of(scenario))
     with tempfile.TemporaryDirectory(prefix="quantfleet-") as folder:
         with Registry.open(f"sqlite:///{folder}/registry.db") as registry:
-            bench = _Bench.set_up(scenario, fleet, registry, Path(folder), on_progress)
+            bench = Bench.set_up(scenario, fleet, registry, Path(folder), on_progress)
             try:
                 return bench.run(started)
             finally:
@@ -77,7 +77,7 @@ def load(scenario: Scenario, on_progress: ProgressFunction) -> TaskData:
 
 
 @dataclass(slots=True)
-class _Bench:
+class Bench:
     """Everything an experiment runs on."""
 
     scenario: Scenario
@@ -99,7 +99,7 @@ class _Bench:
         registry: Registry,
         folder: Path,
         on_progress: ProgressFunction,
-    ) -> "_Bench":
+    ) -> "Bench":
         """Calibrate in the lab, and give every device generation 0."""
         blobs = BlobStore(folder / "server")
         states = DeviceStates(folder / "devices")

@@ -21,10 +21,12 @@ from simulation.summary import (
     summarize,
 )
 
+_UNBROKEN = 24  # characters
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 PLOT_TITLES = {
     "accuracy": "Accuracy by generation",
+    "agreement": "Agreement with the corrected float model, by generation",
     "drift": "Drift by layer, before tuning and after",
     "ranges": "Quantized range by site, from the lab and as tuned",
     "sizes": "Bytes stored and sent",
@@ -33,6 +35,8 @@ PLOT_TITLES = {
 _PLOT_NOTES = {
     "accuracy": "Field data that no calibration round saw, through ONNX Runtime. A hollow mark is a generation that"
     " was not published: the one before it keeps serving.",
+    "agreement": "Share of field data on which int8 answers as its own float model does; no labels, so no accuracy."
+    " A hollow mark is a generation that was not published.",
     "drift": "How far the fleet's channel moments lie from the lab's. Only these sums leave a device, never data.",
     "ranges": "Values that the 8-bit codes of each activation span.",
     "sizes": "What rests on a device, and what travels to it and from it.",
@@ -48,13 +52,14 @@ def render_page(result: ExperimentResult, scenario: Scenario, plots: Mapping[str
         plots: Inline SVG by name of the plot; those that are absent are left out.
     """
     title = _text(f"{result.task}: {format_drift(result.drift)}")
+    has_labels = result.accuracy.frozen is not None
     sections = [
         _header(result),
         _figures(result),
-        _plot("accuracy", plots),
-        _section("Accuracy", _accuracy_table(result)),
+        _plot("accuracy" if has_labels else "agreement", plots.get("accuracy")),
+        _section("Accuracy", _accuracy_table(result)) if has_labels else "",
         _section("Generations", _generation_table(result)),
-        *(_plot(name, plots) for name in ("drift", "ranges", "sizes")),
+        *(_plot(name, plots.get(name)) for name in ("drift", "ranges", "sizes")),
         _section("Devices that dropped out", _dropped(result)),
         _section("Kept in float", _float_ops(result)),
         _section("Run it again", _command(result, scenario)),
@@ -99,7 +104,9 @@ def _figures(result: ExperimentResult) -> str:
             "",
             format_bytes(result.update_bytes) if published(result) else UNKNOWN,
             "last update, one device",
-            _share_note(result.update_bytes, tuned_size, "of the int8 artifact"),
+            _share_note(result.update_bytes, tuned_size, "of the int8 artifact")
+            if published(result)
+            else "none went live",
         ),
         (
             "",
@@ -139,21 +146,26 @@ def _pooled(is_equal: bool | None) -> tuple[str, str, str]:
     )
 
 
-def _plot(name: str, plots: Mapping[str, str]) -> str:
-    if name not in plots:
+def _plot(name: str, svg: str | None) -> str:
+    if svg is None:
         return ""
     title, note = _text(PLOT_TITLES[name]), _text(_PLOT_NOTES[name])
-    return f'<figure><h2>{title}</h2><p>{note}</p><div class="plot">{plots[name]}</div></figure>'
+    return f'<figure><h2>{title}</h2><p>{note}</p><div class="plot">{svg}</div></figure>'
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table; its first column names the row."""
     head = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in heads)
     body = "".join(
-        f'<tr><th scope="row">{_text(first)}</th>{"".join(f"<td>{_text(cell)}</td>" for cell in others)}</tr>'
+        f'<tr><th scope="row">{_text(first)}</th>{"".join(f"<td>{_cell(cell)}</td>" for cell in others)}</tr>'
         for first, *others in rows
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _cell(text: str) -> str:
+    """Return a cell's text as HTML; short ones stay on one line."""
+    return _text(text).replace(" ", "&nbsp;") if len(text) <= _UNBROKEN else _text(text)
 
 
 def _accuracy_table(result: ExperimentResult) -> str:

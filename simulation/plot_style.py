@@ -4,6 +4,7 @@ Colours mean the same everywhere: orange is the frozen model or the lab's view o
 one, grey is the lab. Orange and blue are the Okabe-Ito pair that stays apart in every common colour blindness.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -51,8 +52,12 @@ _STYLE: dict[Any, Any] = {
 
 @contextmanager
 def plot_style() -> Iterator[None]:
-    """Hold matplotlib to this module's style: while a figure is drawn, and while it is saved."""
-    with mpl.rc_context(_STYLE):
+    """Hold matplotlib to this module's style: while a figure is drawn, and while it is saved.
+
+    A name may hold characters that its font lacks: a PNG shows boxes for them, and a browser has more fonts.
+    """
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield
 
 

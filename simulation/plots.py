@@ -11,7 +11,7 @@ from simulation.result import ExperimentResult
 from simulation.row_plots import draw_drift, draw_ranges
 from simulation.summary import format_bytes, format_drift, format_percent
 
-_MAX_VALUE_LABELS = 12
+_MAX_VALUE_LABELS, _MAX_REASONS = 12, 4  # generations, beyond which they would overlap
 
 
 def draw_plots(result: ExperimentResult) -> dict[str, Figure]:
@@ -61,9 +61,8 @@ def _accuracy(result: ExperimentResult) -> Figure | None:
     axes.set_ylabel(
         "accuracy in the field" if frozen is not None else "agreement with the corrected float model"
     )
-    axes.set_title(
-        f"{shorten(result.task)}, {result.devices:,} devices, {format_drift(result.drift)}", pad=12
-    )
+    title = f"{shorten(result.task)}, {result.devices:,} devices, {shorten(format_drift(result.drift), 60)}"
+    axes.set_title(title, pad=12)
     _name_generations(axes, [number for number, _, _ in known])
     return figure
 
@@ -97,7 +96,7 @@ def _draw_generations(axes: Axes, points: Sequence[tuple[int, float, bool]]) -> 
         )
     labelled = points[1:] if len(points) <= _MAX_VALUE_LABELS else points[-1:]
     for number, share, is_live in labelled:
-        text = format_percent(share) + ("" if is_live else "\nnot published")
+        text = format_percent(share) + ("" if is_live or len(points) > _MAX_REASONS else "\nnot published")
         offset = (0, 10) if share >= shares[0] else (0, -12)
         axes.annotate(
             text,

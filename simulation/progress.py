@@ -25,19 +25,40 @@ def show_progress(*, is_verbose: bool) -> Iterator[ProgressFunction]:
     """Yield the function to call at each step; what it shows is gone at the end, so that results stand alone."""
     console = Console(stderr=True)
     if is_verbose:
-        yield _log_phase
+        yield _logged()
     elif console.is_terminal:
         with _bar(console) as bar:
-            task = bar.add_task("starting", total=1.0)
-            yield lambda fraction, message: bar.update(
-                task, completed=fraction, description=printable(message)
-            )
+            yield _drawn(bar)
     else:
         yield lambda _fraction, _message: None
 
 
-def _log_phase(fraction: float, message: str) -> None:
-    structlog.get_logger().info("phase_started", phase=printable(message), progress_ratio=round(fraction, 3))
+def _logged() -> ProgressFunction:
+    """Return a function that logs every phase once."""
+    last = ""
+
+    def log(fraction: float, message: str) -> None:
+        nonlocal last
+        if message != last:
+            last = message
+            structlog.get_logger().info(
+                "phase_started", phase=printable(message), progress_ratio=round(fraction, 3)
+            )
+
+    return log
+
+
+def _drawn(bar: Progress) -> ProgressFunction:
+    """Return a function that draws a bar, which never goes back: later work may turn out to be less."""
+    task = bar.add_task("starting", total=1.0)
+    furthest = 0.0
+
+    def draw(fraction: float, message: str) -> None:
+        nonlocal furthest
+        furthest = min(max(furthest, fraction), 1.0)
+        bar.update(task, completed=furthest, description=printable(message))
+
+    return draw
 
 
 def _bar(console: Console) -> Progress:

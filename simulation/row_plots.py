@@ -28,9 +28,9 @@ def draw_drift(result: ExperimentResult) -> Figure | None:
     _draw_pairs(left, layers, {n: d.shift for n, d in before.items()}, {n: d.shift for n, d in after.items()})
     _draw_pairs(right, layers, _spreads(before), _spreads(after))
     left.set_title("shift of channel means")
-    left.set_xlabel("lab standard deviations, root mean square over channels")
+    left.set_xlabel("lab standard deviations, RMS over channels")
     right.set_title("change of channel spreads")
-    right.set_xlabel("|log(field / lab)|, root mean square over channels")
+    right.set_xlabel("|log(field / lab)|, RMS over channels")
     _add_legend(figure, left, "before tuning", "after" if after else None)
     return figure
 
@@ -96,7 +96,7 @@ def _row_axes(names: Sequence[str], panels: int) -> tuple[Figure, list[Axes]]:
     axes[0].set_ylim(len(names) - 0.4, -0.6)
     for panel in axes:
         panel.tick_params(axis="y", labelcolor=INK, labelsize=9)
-        panel.xaxis.label.set_size(9)
+        panel.xaxis.label.set_size(8.5)
     return figure, axes
 
 

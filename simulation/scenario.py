@@ -23,6 +23,7 @@ from typing import Any
 from quantization.calibration import method_from_name
 from quantization.device_class import DeviceClass
 from quantization.errors import ConfigurationError
+from simulation.drift import parse_drifts
 
 MAX_DEVICES = 1_000_000
 MAX_GENERATIONS = 1_000
@@ -82,7 +83,7 @@ class Scenario:
                 f"dropout {self.dropout} and stragglers {self.stragglers} are more than all devices;"
                 " give fractions that add up to 1 at most"
             )
-        _require_drifts(self.drifts)
+        parse_drifts(self.drifts)
         _require_partition(self.partition)
         method_from_name(self.range_method)
         if not self.device_classes:
@@ -274,17 +275,6 @@ def _require_count(name: str, value: int, least: int, most: int) -> None:
 def _require_fraction(name: str, value: float) -> None:
     if isinstance(value, bool) or not (math.isfinite(value) and 0.0 <= value <= 1.0):
         raise ConfigurationError(f"{name} is {value!r}; give a fraction from 0 to 1")
-
-
-def _require_drifts(drifts: tuple[str, ...]) -> None:
-    """Refuse what is not NAME=SEVERITY; which names there are is known to `simulation.drift`."""
-    for drift in drifts:
-        name, _, severity = drift.partition("=")
-        if not name.strip() or not severity.strip():
-            raise ConfigurationError(
-                f"drift {drift!r} is not NAME=SEVERITY, such as contrast=0.3;"
-                " `quantfleet-sim drifts` lists the names"
-            )
 
 
 def _require_partition(partition: str) -> None:

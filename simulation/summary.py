@@ -35,7 +35,7 @@ def format_severity(severity: float | tuple[float, ...]) -> str:
 
 def format_drift(drift: Mapping[str, float | tuple[float, ...]]) -> str:
     """Return "contrast 0.3 and blur 3", or "no drift"."""
-    words = [f"{name.replace('_', ' ')} {format_severity(severity)}" for name, severity in drift.items()]
+    words = [f"{name.replace('-', ' ')} {format_severity(severity)}" for name, severity in drift.items()]
     if not words:
         return "no drift"
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

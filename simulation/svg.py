@@ -5,9 +5,6 @@ that are unique in the page.
 """
 
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BytesIO, StringIO
 
 import matplotlib as mpl
@@ -39,7 +36,7 @@ _FONT = re.compile(r"font: (?:(?P<weight>bold|\d+) )?(?P<size>[\d.]+)px [^;\"]*"
 def to_png(figure: Figure) -> bytes:
     """Return the figure as a PNG of 160 dots per inch; same figure, same bytes."""
     stream = BytesIO()
-    with plot_style(), _missing_glyphs_allowed():
+    with plot_style():
         FigureCanvasAgg(figure)
         figure.savefig(stream, format="png", dpi=_DPI, metadata={"Software": MARK})
     return stream.getvalue()
@@ -54,7 +51,7 @@ def to_inline_svg(figure: Figure, name: str, title: str) -> str:
         title: Read out in place of the picture; escaped HTML.
     """
     stream = StringIO()
-    with plot_style(), _missing_glyphs_allowed(), mpl.rc_context({"svg.hashsalt": name}):
+    with plot_style(), mpl.rc_context({"svg.hashsalt": name}):
         FigureCanvasSVG(figure)
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     svg = _NOT_DRAWN.sub("", stream.getvalue()).strip()
@@ -66,11 +63,3 @@ def to_inline_svg(figure: Figure, name: str, title: str) -> str:
     for color, variable in COLOR_VARIABLES.items():
         svg = svg.replace(color, variable)
     return re.sub(r"<svg ", f'<svg role="img" aria-label="{title}" ', svg, count=1)
-
-
-@contextmanager
-def _missing_glyphs_allowed() -> Iterator[None]:
-    """Let a name hold characters that matplotlib's font lacks: a PNG shows boxes, a browser has more fonts."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
-        yield

@@ -38,8 +38,8 @@ def print_result(result: ExperimentResult, console: Console) -> None:
     console.print(_result_table(result))
     console.print()
     for note in _notes(result):
-        console.print(Text(note, style="dim"))
-    console.print(Text(printable(summarize(result)), style="bold"))
+        console.print(Text(note, style="dim"), soft_wrap=True)
+    console.print(Text(printable(summarize(result)), style="bold"), soft_wrap=True)
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
@@ -58,7 +58,7 @@ def _result_table(result: ExperimentResult) -> Table:
     table.add_column("model", no_wrap=True)
     for head in ("lab", "field", "size", "update", "devices"):
         table.add_column(head, justify="right", overflow="fold")
-    table.add_column("outcome", overflow="fold", ratio=1)
+    table.add_column("outcome", overflow="fold")
     accuracy, sizes = result.accuracy, result.size_bytes
     table.add_row(
         "fp32", format_percent(accuracy.lab_fp32), format_percent(accuracy.fp32), _size(sizes.get("fp32"))

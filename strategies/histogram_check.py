@@ -32,7 +32,7 @@ class GridBins:
         self.total = int(self.sizes.sum())
         self.edges = np.repeat(self.starts, 3)  # of each site: its start, and where its bounds begin and end
         self._first_bins = np.array([grid.first_bin for grid in grids], np.float64)
-        self._factors = np.ldexp(1.0, [-grid.exponent for grid in grids])
+        self._factors = np.ldexp(1.0, np.array([-grid.exponent for grid in grids], np.int32))
 
     def positions(self, bounds: AnyArray) -> AnyArray:
         """Return the bin that each bound, float32 (2, S), has in its site's grid; float64 and exact."""

@@ -90,10 +90,13 @@ class MomentSum:
         if any(count > MAX_COUNT for count in counts):
             raise IncompatibleStatsError("the merged counts are beyond 2^48; ask fewer devices in a round")
         body = self._sum[2 * layers :].reshape(4, self._channels)
-        ends = np.cumsum(self._layout.channels)
-        return {
-            name: ChannelMoments(counts[i], sums[0], sums[1], devices[i], sums[2], sums[3])
-            for i, (name, sums) in enumerate(
-                zip(self._layout.names, np.split(body.copy(), ends[:-1], axis=1), strict=True)
+        merged, start = {}, 0
+        for layer, (name, channels) in enumerate(
+            zip(self._layout.names, self._layout.channels, strict=True)
+        ):
+            total, squares, means, mean_squares = body[:, start : start + channels].copy()
+            merged[name] = ChannelMoments(
+                counts[layer], total, squares, devices[layer], means, mean_squares
             )
-        }
+            start += channels
+        return merged

@@ -171,16 +171,14 @@ def test_short_names_take_defaults(name: str, method: RangeMethod) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "",
-        "max",
-        "mse:1",
-        "percentile:x",
-        "percentile:2",
-        "percentile:nan",
-        "moving_average",
-        "moving_average:mse:1",
-    ]
-    + ["moving_average:moving_average:mse:0.9:0.9", "moving_average:0.9", "kl:", "Percentile"],
+        *("", "max", "mse:1", "kl:", "percentile:x", "percentile:2", "percentile:nan", "Percentile"),
+        *(
+            "moving_average",
+            "moving_average:mse:1",
+            "moving_average:0.9",
+            "moving_average:moving_average:mse:0.9:0.9",
+        ),
+    ],
 )
 def test_unknown_names_are_refused(name: str) -> None:
     with pytest.raises(ConfigurationError):

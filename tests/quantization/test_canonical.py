@@ -340,6 +340,19 @@ def unknown_operator() -> bytes:
     return model.SerializeToString()
 
 
+def nan_weights() -> bytes:
+    b = ModelBuilder(["N", 3])
+    return b.bytes(b.add("Gemm", ["x", b.constant([[1.0, np.nan, 2.0]])], transB=1))
+
+
+def negative_variance() -> bytes:
+    b = ModelBuilder(["N", 1, 8, 8])
+    ones = b.constant([1.0, 1.0])
+    return b.bytes(
+        b.add("BatchNormalization", [b.conv("x", 1, 2, 3), ones, ones, ones, b.constant([-1.0, 1.0])])
+    )
+
+
 def deep_nesting() -> bytes:
     """ModelProto.graph > node > attribute > g > node > ... 200 levels deep, which no builder would write."""
 
@@ -376,6 +389,8 @@ def deep_nesting() -> bytes:
         (contradicting_shapes, "contradict each other", "export it again"),
         (integer_input, "is int64", "float32"),
         (unknown_operator, "Frobnicate", "export it again"),
+        (nan_weights, "not all finite", "repair the model"),
+        (negative_variance, "not all finite", "repair the model"),
         (deep_nesting, "not an ONNX model", "export it again"),
     ],
 )

@@ -1,6 +1,8 @@
 """The inference graph: fused in ONNX Runtime, everything in files, and files that change alone."""
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +87,29 @@ def test_answers_stay_close_to_the_float_model(name: str) -> None:
     assert np.abs(quantized - exact).max() < 0.04 * np.abs(exact).max()
 
 
+def test_several_outputs_keep_their_names_and_values(tmp_path: Path) -> None:
+    b = ModelBuilder(["N", 3, 8, 8])
+    raw = b.conv("x", 3, 4, 3)  # an output before its activation
+    activated = b.add("Relu", [raw])
+    deep = b.add("Relu", [b.conv(activated, 4, 4, 3)])  # an output behind it
+    pooled = b.add("MaxPool", [deep], kernel_shape=[2, 2], strides=[2, 2])  # an output of moved codes
+    head = b.conv(pooled, 4, 2, 1)
+    model, plan, _, graph = compiled(b.bytes(head, raw, deep, pooled))
+    x = models.example_inputs(model, 8)
+    exact, quantized = models.run(model, x), models.run(graph.skeleton, x, graph.files)
+    assert list(quantized) == list(exact) == [head, raw, deep, pooled]
+    for name, values in exact.items():
+        assert np.abs(quantized[name] - values).max() < 0.05 * np.abs(values).max()
+    assert_all_fused(graph, plan, tmp_path)
+
+
+def test_values_moved_before_the_first_layer_are_quantized_behind_the_move(tmp_path: Path) -> None:
+    b = ModelBuilder(["N", 1, 4, 5])
+    _, plan, _, graph = compiled(b.bytes(b.gemm(b.add("Flatten", ["x"]), 20, 3)))
+    assert [site.name for site in plan.sites] == ["flatten_0", "gemm_1"]
+    assert_all_fused(graph, plan, tmp_path)
+
+
 @pytest.mark.parametrize("hi", [0.0, 1e-6, 5.999, 6.0, 6.0000001, 1e9])
 def test_relu6_fuses_whatever_range_a_policy_asks_for(hi: float, tmp_path: Path) -> None:
     model, plan, policy, _ = compiled(models.mobilenet_v2())
@@ -122,6 +147,27 @@ def test_the_same_input_gives_the_same_bytes() -> None:
     assert first.skeleton == second.skeleton
     assert list(first.files) == list(second.files)
     assert all(np.array_equal(first.files[name], second.files[name]) for name in first.files)
+
+
+def digest_in_a_new_process(hash_seed: int) -> str:
+    script = (
+        "import hashlib, models; from quantization.graph import analyze, canonicalize\n"
+        "from quantization.compile_observation import compile_observation; from quantization.policy import Policy\n"
+        "model = canonicalize(models.transformer()); plan = analyze(model)\n"
+        "policy = Policy('0' * 64, 'x', 0, {}, {}, {}, 'minmax')\n"
+        "graph = compile_observation(model, plan, policy, None).plain\n"
+        "print(hashlib.sha256(model + graph.skeleton + repr(plan.sites).encode()).hexdigest())"
+    )
+    environment = os.environ | {
+        "PYTHONHASHSEED": str(hash_seed),
+        "PYTHONPATH": str(Path(models.__file__).parent),
+    }
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_bytes_do_not_depend_on_the_process() -> None:
+    assert digest_in_a_new_process(1) == digest_in_a_new_process(2)
 
 
 def test_ranges_change_one_file_and_corrections_another() -> None:

@@ -12,6 +12,7 @@ from quantization.moments import ChannelMoments, ChannelReference
 from quantization.observation import (
     BatchFloor,
     batches,
+    mixed_batches,
     finite_rows,
     observe,
     observe_moments,
@@ -35,6 +36,14 @@ def run(batch: np.ndarray) -> Mapping[str, Any]:
 
 def inputs(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(count, 2, POSITIONS)).astype(np.float32)
+
+
+def test_batches_that_are_observed_mix_neighbours_and_lose_no_row() -> None:
+    rows = np.arange(100)
+    parts = list(mixed_batches(rows, 32))
+    assert [len(part) for part in parts] == [25, 25, 25, 25]
+    assert all(part.max() - part.min() > 90 for part in parts)
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), rows)
 
 
 @given(st.integers(0, 200), st.integers(1, 40))

@@ -1,5 +1,7 @@
 """The table of steps."""
 
+from pathlib import Path
+
 import pytest
 
 from server.generation import (
@@ -53,3 +55,8 @@ def test_every_open_step_can_be_given_up() -> None:
 def test_a_generation_is_open_until_a_final_step() -> None:
     assert Generation("0" * 64, "arm", 1, 0).is_open
     assert not Generation("0" * 64, "arm", 1, 0, step=Step.REJECTED).is_open
+
+
+def test_the_format_page_names_every_step_and_event() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "formats" / "registry.md").read_text()
+    assert [word for word in (*Step, *Event) if word not in page] == []

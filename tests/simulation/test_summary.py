@@ -107,7 +107,7 @@ def test_sizes_are_written_in_thousands(size_bytes: int, text: str) -> None:
 
 def test_drifts_are_written_as_words() -> None:
     assert format_drift({}) == "no drift"
-    assert format_drift({"sensor_gain": 1.5}) == "sensor gain 1.5"
+    assert format_drift({"sensor-gain": 1.5}) == "sensor gain 1.5"
     assert format_drift({"a": 1.0, "b": (0.3, -0.2), "c": 2.0}) == "a 1, b (0.3, -0.2) and c 2"
 
 

@@ -1,0 +1,293 @@
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from quantization.errors import (
+    ConfigurationError,
+    InvalidDataError,
+    MalformedError,
+    QuantFleetError,
+    RoundFailedError,
+    UnsupportedModelError,
+    UpdateRejectedError,
+)
+from simulation.cli import app
+from simulation.drift import DRIFT_KINDS
+from simulation.result import Accuracy, ExperimentResult
+from simulation.scenario import Scenario
+from simulation.tasks.catalogue import TASKS
+
+MakeResult = Callable[..., ExperimentResult]
+Run = Callable[..., Result]
+
+
+class Laboratory:
+    """Stands in for the minutes that an experiment takes: remembers the scenario, and does as told."""
+
+    def __init__(self, result: ExperimentResult) -> None:
+        self.result = result
+        self.error: BaseException | None = None
+        self.scenario: Scenario | None = None
+
+    def run_experiment(
+        self, scenario: Scenario, on_progress: Callable[[float, str], None]
+    ) -> ExperimentResult:
+        self.scenario = scenario
+        on_progress(0.5, "generation 1: moments")
+        print("a library that talks")  # noqa: T201  # what a library may do
+        warnings.warn("a library that warns", stacklevel=1)
+        logging.getLogger("library").warning("a library that logs")
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+@pytest.fixture
+def laboratory(make_result: MakeResult, monkeypatch: pytest.MonkeyPatch) -> Iterator[Laboratory]:
+    laboratory = Laboratory(make_result())
+    module = ModuleType("simulation.experiment")
+    module.run_experiment = laboratory.run_experiment  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "simulation.experiment", module)
+    yield laboratory
+    logging.disable(logging.NOTSET)
+
+
+@pytest.fixture
+def invoke(laboratory: Laboratory) -> Run:
+    assert laboratory.scenario is None
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_table_shows_every_model_and_the_sentence(invoke: Run) -> None:
+    found = invoke("run")
+    assert found.exit_code == 0
+    rows = {" ".join(line.split()) for line in found.stdout.splitlines()}
+    assert "cifar10 · 50 devices · contrast 0.3 · seed 0" in rows
+    assert "fp32 91.7 % 66.6 % 1.1 MB" in rows
+    assert "int8 frozen 91.6 % 66.1 %" in rows
+    assert "int8 tuned 91.2 % 281.0 KB 8.9 KB generation 1 serves" in rows
+    assert any(row.startswith("generation 1 91.2 % 281.0 KB 8.9 KB 47 (2 late, 1 failed)") for row in rows)
+    assert "not published: no drift beyond chance" in " ".join(rows)
+    assert "Ranges from merged statistics equal those from pooled data, compared bit for bit." in rows
+    assert (
+        "Contrast 0.3 cost the frozen int8 model 25.5 points; one update of 8.9 KB won back 25.1 of them."
+        in rows
+    )
+
+
+def test_table_says_when_ranges_differ_from_pooled_ones(
+    invoke: Run, laboratory: Laboratory, make_result: MakeResult
+) -> None:
+    laboratory.result = make_result(federated_equals_pooled=False)
+    assert "merged statistics DIFFER FROM those" in invoke("run").stdout
+
+
+def test_table_of_unlabelled_data_has_dashes(
+    invoke: Run, laboratory: Laboratory, make_result: MakeResult, make_generation: Any
+) -> None:
+    laboratory.result = make_result(
+        accuracy=Accuracy(None, None, None, None, None), generations=(make_generation(accuracy=None),)
+    )
+    found = invoke("run")
+    assert found.exit_code == 0
+    assert "None" not in found.stdout
+    assert "Without labels" in found.stdout
+
+
+def test_json_is_one_object_and_nothing_else(invoke: Run, laboratory: Laboratory) -> None:
+    found = invoke("run", "--json")
+    assert found.exit_code == 0
+    assert found.stdout.count("\n") == 1
+    assert json.loads(found.stdout) == json.loads(json.dumps(laboratory.result.to_json()))
+
+
+def test_what_libraries_print_does_not_reach_stdout(invoke: Run) -> None:
+    found = invoke("run", "--json")
+    assert found.stderr == "a library that talks\n"
+
+
+def test_verbose_run_logs_phases(invoke: Run) -> None:
+    found = invoke("run", "--json", "--verbose")
+    json.loads(found.stdout)
+    assert "phase_started" in found.stderr
+    assert "generation 1: moments" in found.stderr
+
+
+def test_options_reach_the_scenario(invoke: Run, laboratory: Laboratory, tmp_path: Path) -> None:
+    found = invoke(
+        "run", "--task", "har", "--devices", 7, "--generations", 3, "--drift", "sensor-gain=1.5",
+        "--drift", "acc-offset=0.3,0.2,-0.2", "--labelled", 0.5, "--seed", 4, "--partition", "owner",
+        "--dropout", 0.1, "--stragglers", 0.2, "--device-class", "x86", "--device-class", "arm",
+        "--range-method", "kl", "--check-pooled", "--cache-dir", tmp_path / "cache", "--json",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    assert laboratory.scenario == Scenario(
+        task="har",
+        devices=7,
+        generations=3,
+        drifts=("sensor-gain=1.5", "acc-offset=0.3,0.2,-0.2"),
+        labelled=0.5,
+        seed=4,
+        partition="owner",
+        dropout=0.1,
+        stragglers=0.2,
+        device_classes=("x86", "arm"),
+        range_method="kl",
+        check_pooled=True,
+        cache_dir=tmp_path / "cache",
+    )
+
+
+def test_own_model_takes_the_place_of_the_task(invoke: Run, laboratory: Laboratory) -> None:
+    assert invoke("run", "--model", "m.onnx", "--data", "d.npz").exit_code == 0
+    assert laboratory.scenario == Scenario(task=None, model=Path("m.onnx"), data=Path("d.npz"))
+
+
+def test_options_win_over_the_scenario_file(invoke: Run, laboratory: Laboratory, tmp_path: Path) -> None:
+    file = tmp_path / "s.toml"
+    file.write_text("devices = 7\nseed = 4\ncheck-pooled = true\n[drift]\ncontrast = 0.3\n")
+    assert invoke("run", "--scenario", file, "--devices", 9, "--no-check-pooled").exit_code == 0
+    assert laboratory.scenario == Scenario(devices=9, seed=4, drifts=("contrast=0.3",), check_pooled=False)
+
+
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parents[2] / "examples").glob("*.toml")), ids=lambda f: f.name
+)
+def test_command_in_a_report_runs_the_same_scenario(invoke: Run, laboratory: Laboratory, file: Path) -> None:
+    assert invoke("run", "--scenario", file).exit_code == 0
+    first = laboratory.scenario
+    assert first is not None
+    assert invoke(*shlex.split(first.to_command())[1:]).exit_code == 0
+    assert laboratory.scenario == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--devices", "0"], "devices is 0; give a whole number"),
+        (["--drift", "contrats=0.3"], "unknown drift 'contrats'; did you mean 'contrast'?"),
+        (["--partition", "by-moon"], "partition 'by-moon' is unknown"),
+        (["--labelled", "nan"], "labelled is nan"),
+        (["--range-method", "magic"], "unknown range method 'magic'"),
+        (["--task", "digits", "--model", "m.onnx"], "task 'digits' has a model and data of its own"),
+        (["--model", "m.onnx"], "a data file is missing"),
+        (["--scenario", "absent.toml"], "cannot read scenario absent.toml"),
+        (["--out", "/proc/nowhere"], "cannot write to /proc/nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(invoke: Run, arguments: list[str], message: str) -> None:
+    found = invoke("run", *arguments)
+    assert found.exit_code == 2
+    assert found.stdout == ""
+    assert found.stderr.startswith("error: ")
+    assert message in found.stderr
+    assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["run", "--devices", "many"], ["run", "--nonsense"], ["fly"]])
+def test_wrong_usage_has_exit_code_2_and_no_traceback(invoke: Run, arguments: list[str]) -> None:
+    found = invoke(*arguments)
+    assert found.exit_code == 2
+    assert "Traceback" not in found.output
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [
+        (ConfigurationError("wrong"), 2),
+        (InvalidDataError("wrong"), 2),
+        (UnsupportedModelError("wrong"), 2),
+        (MalformedError("wrong"), 2),
+        (RoundFailedError("wrong"), 1),
+        (UpdateRejectedError("wrong"), 1),
+        (QuantFleetError("wrong"), 1),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_errors_have_their_exit_codes(
+    invoke: Run, laboratory: Laboratory, error: QuantFleetError, exit_code: int
+) -> None:
+    laboratory.error = error
+    found = invoke("run", "--json")
+    assert found.exit_code == exit_code
+    assert found.stdout == ""
+    assert found.stderr.splitlines()[-1] == "error: wrong"
+    assert "Traceback" not in found.stderr
+
+
+def test_error_of_several_lines_is_printed_on_one(invoke: Run, laboratory: Laboratory) -> None:
+    laboratory.error = ConfigurationError("first\nsecond \x1b[31mred")
+    found = invoke("run")
+    assert found.stderr.splitlines()[-1] == "error: first second \N{REPLACEMENT CHARACTER}[31mred"
+
+
+def test_interrupt_ends_cleanly(invoke: Run, laboratory: Laboratory) -> None:
+    laboratory.error = KeyboardInterrupt()
+    found = invoke("run", "--json")
+    assert found.exit_code == 130
+    assert found.stdout == ""
+    assert found.stderr.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in found.stderr
+
+
+def test_report_is_written_where_asked(invoke: Run, tmp_path: Path) -> None:
+    found = invoke("run", "--out", tmp_path / "out", "--json")
+    assert found.exit_code == 0
+    assert json.loads(found.stdout)["task"] == "cifar10"
+    assert found.stderr.splitlines()[-1] == f"report: {tmp_path / 'out' / 'report.html'}"
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_folder_that_cannot_be_used_is_refused_before_the_run(
+    invoke: Run, laboratory: Laboratory, tmp_path: Path
+) -> None:
+    (tmp_path / "report.html").write_text("precious")
+    found = invoke("run", "--out", tmp_path)
+    assert found.exit_code == 2
+    assert "report.html was not written by quantfleet-sim; move it" in found.stderr
+    assert laboratory.scenario is None
+
+
+def test_drifts_are_listed_with_units(invoke: Run) -> None:
+    found = invoke("drifts")
+    assert found.exit_code == 0
+    for kind in DRIFT_KINDS:
+        assert f"{kind.name}={kind.example}" in found.stdout
+        assert kind.unit in " ".join(found.stdout.split())
+
+
+def test_tasks_are_listed_with_their_files(invoke: Run) -> None:
+    found = invoke("tasks")
+    assert found.exit_code == 0
+    rows = [" ".join(line.split()) for line in found.stdout.splitlines()]
+    for source in TASKS:
+        start = f"{source.name} {', '.join(source.data_files) or 'none'} {source.summary.split()[0]}"
+        assert any(row.startswith(start) for row in rows)
+
+
+def test_version_is_printed(invoke: Run) -> None:
+    found = invoke("--version")
+    assert found.exit_code == 0
+    assert found.stdout.startswith("quantfleet-sim 0.")
+
+
+def test_help_does_not_load_what_experiments_need() -> None:
+    script = (
+        "import sys, simulation.cli as cli\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'matplotlib', 'scipy', 'sklearn', 'flwr'} & sys.modules.keys()\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONPATH": str(Path.cwd())}
+    )
