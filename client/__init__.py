@@ -1,0 +1,1 @@
+"""What runs on a device: inference, sampling, and answers to the rounds."""

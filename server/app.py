@@ -1,19 +1,21 @@
 """The ServerApp: one Flower run brings one generation, or as many as the run configuration says.
 
-What the run configuration may hold is in `server.settings`. A model that the registry lacks comes from a model
-source: a function, found by name in the entry point group "quantfleet.models", that is handed Flower's context, the
-registry and the blob store, and prepares the model (`server.lab.prepare_model`) under the name in the settings.
+What the run configuration may hold is in `server.settings`. A model is in the registry already, or comes from a
+model source: a function, found by name in the entry point group "quantfleet.models", that is handed Flower's context,
+the registry and the blob store, prepares the model (`server.lab.prepare_model`) unless that was done, and returns its
+name.
 """
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import entry_points
 
 import structlog
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from quantization.errors import ConfigurationError, NotFoundError, QuantFleetError
+from quantization.errors import ConfigurationError, QuantFleetError
 from server.blob_store import BlobStore
 from server.class_tuner import RoundMoved, StepDone
 from server.registry import Registry
@@ -23,8 +25,8 @@ from strategies.rounds import SYSTEM_CLOCK, Clock
 
 MODEL_GROUP = "quantfleet.models"
 
-ModelSource = Callable[[Context, Registry, BlobStore], None]
-"""Prepares the model that the run configuration names."""
+ModelSource = Callable[[Context, Registry, BlobStore], str]
+"""Sees to it that the registry has the model that the run configuration describes; returns the model's name."""
 
 log = structlog.get_logger()
 
@@ -53,10 +55,11 @@ def run(grid: Grid, context: Context, *, clock: Clock = SYSTEM_CLOCK) -> tuple[G
         QuantFleetError: See `server.tuner.run_generation`; or a setting cannot be used.
     """
     settings = ServerSettings.from_run_config(context.run_config)
-    blobs = BlobStore(settings.blob_folder)
+    blobs = BlobStore(settings.blob_place)
     reports = []
-    with Registry.open(settings.registry_url) as registry:
-        ensure_model(context, registry, blobs, settings)
+    with Registry.open(settings.registry_place) as registry:
+        log.info("run_started", run_id=context.run_id, registry=registry.place, blobs=settings.blob_place)
+        settings = replace(settings, model_name=ensure_model(context, registry, blobs, settings))
         for _ in range(settings.generations):
             report = run_generation(grid, registry, blobs, settings, clock=clock, on_event=log_event)
             log_report(report)
@@ -64,21 +67,19 @@ def run(grid: Grid, context: Context, *, clock: Clock = SYSTEM_CLOCK) -> tuple[G
     return tuple(reports)
 
 
-def ensure_model(context: Context, registry: Registry, blobs: BlobStore, settings: ServerSettings) -> None:
-    """Have the model source prepare the model, if the registry lacks it.
+def ensure_model(context: Context, registry: Registry, blobs: BlobStore, settings: ServerSettings) -> str:
+    """Return the name of the model to tune, once the registry has it.
 
     Raises:
         ConfigurationError: No source of that name is installed.
         NotFoundError: The registry lacks the model and no source is named, or the source did not bring it.
     """
-    try:
-        registry.model(settings.model_name)
-    except NotFoundError:
-        if not settings.model_source:
-            raise
-        find_model_source(settings.model_source)(context, registry, blobs)
-        model = registry.model(settings.model_name)
-        log.info("model_prepared", model=model.name, digest=model.digest, source=settings.model_source)
+    name = settings.model_name
+    if settings.model_source:
+        name = find_model_source(settings.model_source)(context, registry, blobs)
+    model = registry.model(name)
+    log.info("model_found", model=model.name, digest=model.digest, source=settings.model_source or "registry")
+    return name
 
 
 def find_model_source(name: str) -> ModelSource:

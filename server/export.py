@@ -66,7 +66,8 @@ def export_torch(module: torch.nn.Module, example: torch.Tensor, *, opset_versio
             " wrap it in a module with one of each"
         )
     _strip(model)
-    return model.SerializeToString(deterministic=True)
+    exported: bytes = model.SerializeToString(deterministic=True)
+    return exported
 
 
 def _two_rows(example: torch.Tensor) -> torch.Tensor:

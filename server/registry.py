@@ -57,6 +57,11 @@ class Registry:
         migrate(engine)
         return cls(engine, clock)
 
+    @property
+    def place(self) -> str:
+        """The database's URL, without a password."""
+        return self._engine.url.render_as_string(hide_password=True)
+
     def now(self) -> float:
         """Return the time by the registry's clock, seconds since 1970 (UTC)."""
         return self._clock()

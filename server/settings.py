@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Self
 
 from quantization.errors import ConfigurationError
@@ -15,6 +16,9 @@ from strategies.rounds import RoundSettings
 
 ConfigValue = str | int | float | bool
 """What a Flower run configuration holds."""
+
+DEFAULT_HOME = "~/.local/state/quantfleet"
+"""Folder that a run keeps its state in unless it is told another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +51,11 @@ class ServerSettings:
     """What one run of the ServerApp does.
 
     Attributes:
-        registry_url: The database, as SQLAlchemy reads it.
-        blob_folder: Where content lies, as fsspec reads it.
-        model_name: The model to tune, as the registry names it.
+        home: Folder for what is not placed elsewhere; a leading "~" stands for the home folder of the user that the
+            ServerApp runs as.
+        registry_url: The database, as SQLAlchemy reads it; empty for the file `registry.db` in `home`.
+        blob_folder: Where content lies, as fsspec reads it; empty for the folder `blobs` in `home`.
+        model_name: The model to tune, as the registry names it; a model source names its model itself.
         model_source: Entry point (group `quantfleet.models`) that prepares the model if the registry lacks
             it; empty for none.
         generations: How many generations to run, one after the other.
@@ -60,8 +66,9 @@ class ServerSettings:
             `push-batch` and `pull-batch`.
     """
 
-    registry_url: str = "sqlite:///quantfleet.db"
-    blob_folder: str = "blobs"
+    home: str = DEFAULT_HOME
+    registry_url: str = ""
+    blob_folder: str = ""
     model_name: str = "model"
     model_source: str = ""
     generations: int = 1
@@ -72,12 +79,22 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         """Refuse what no run can do."""
-        for key in ("registry_url", "blob_folder", "model_name"):
-            value = getattr(self, key)
-            _require(key.replace("_", "-"), value, "not empty", is_met=bool(value))
+        _require("home", self.home, "not empty", is_met=bool(self.home))
+        is_named = bool(self.model_name or self.model_source)
+        _require("model-name", self.model_name, "not empty, or model-source", is_met=is_named)
         _require("generations", self.generations, "1 or more", is_met=self.generations >= 1)
         _require("resume-seconds", self.resume_seconds, "0 or more", is_met=self.resume_seconds >= 0)
         _require("batch-size", self.batch_size, "1 to 65536", is_met=1 <= self.batch_size <= 65536)
+
+    @property
+    def registry_place(self) -> str:
+        """The database to open, as SQLAlchemy reads it."""
+        return self.registry_url or f"sqlite:///{Path(self.home).expanduser() / 'registry.db'}"
+
+    @property
+    def blob_place(self) -> str:
+        """The blob store to open, as fsspec reads it."""
+        return self.blob_folder or str(Path(self.home).expanduser() / "blobs")
 
     @classmethod
     def from_run_config(cls, config: Mapping[str, ConfigValue]) -> Self:

@@ -55,8 +55,8 @@ def read_data_file(name: str, arrays: Collection[str], task: str) -> DataFile:
 
 def has_data_file(name: str) -> bool:
     """Tell whether the data folder is known and has the file."""
-    folder = os.environ.get(DATA_VARIABLE)
-    return bool(folder) and (Path(folder).expanduser() / name).is_file()
+    folder = os.environ.get(DATA_VARIABLE, "")
+    return folder != "" and (Path(folder).expanduser() / name).is_file()
 
 
 def _path_of(name: str, task: str) -> Path:

@@ -5,7 +5,7 @@ file of its own that names the artifact it runs. So thousands of devices cost li
 simulation see the same devices.
 """
 
-import tempfile
+import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -18,12 +18,23 @@ from quantization.artifact import Manifest
 from quantization.device_class import DeviceClass
 from quantization.errors import ConfigurationError
 from server.blob_store import BlobStore
+from server.settings import DEFAULT_HOME, ConfigValue
 from simulation.fleet import Fleet, FleetSettings
 from simulation.scenario import Scenario
 from simulation.tasks import load_task
+from simulation.tasks.task import TaskData
 
 FLEET = "fleet"
 """Key of the run configuration that names a fleet of this process."""
+
+HOME = "home"
+"""Key of the run configuration that names the folder with the devices' state, in `devices`."""
+
+_POSITION, _DEVICES = "partition-id", "num-partitions"
+"""Keys of the node configuration: which device of how many a node is."""
+
+Config = Mapping[str, ConfigValue]
+"""A configuration as Flower hands it over."""
 
 _FLEETS: dict[str, tuple[Fleet, "DeviceStates"]] = {}
 
@@ -115,34 +126,75 @@ def open_simulated_device(context: Context) -> SimulatedDevice:
     Raises:
         ConfigurationError: If there is no such fleet, or its description is wrong.
     """
-    config, position = context.run_config, int(context.node_config["partition-id"])
+    config = context.run_config
+    position, devices = _place(context.node_config)
     if FLEET in config:
         try:
             fleet, states = _FLEETS[str(config[FLEET])]
         except KeyError:
             raise ConfigurationError(f"no fleet {config[FLEET]!r} in this process") from None
     else:
-        fleet = _described_fleet(int(context.node_config["num-partitions"]), tuple(sorted(config.items())))
-        states = _folder_states(context.run_id)
+        scenario = scenario_of(config, devices)
+        fleet = _described_fleet(scenario)
+        states = DeviceStates(_states_folder(scenario, str(config.get(HOME, DEFAULT_HOME))))
     return SimulatedDevice(fleet, states, position)
 
 
-def scenario_of(config: Mapping[str, str | int | float | bool], devices: int = 1) -> Scenario:
-    """Return the scenario that a run configuration describes: its keys are those of a scenario file.
+def scenario_of(config: Config, devices: int = 1) -> Scenario:
+    """Return the scenario that a run configuration describes.
 
-    Several drifts are separated by spaces: "contrast=0.3 noise=0.05".
+    Its keys are those of a scenario file, but lists are words with spaces between them:
+    drift = "contrast=0.3 noise=0.05", device-classes = "x86-vnni arm".
+
+    Raises:
+        ConfigurationError: If a value cannot be used.
     """
-    cache = config.get("cache-dir", "")
+    cache = str(config.get("cache-dir", ""))
+    try:
+        labelled, seed = float(config.get("labelled", 0.1)), int(config.get("seed", 0))
+    except ValueError as error:
+        raise ConfigurationError(f"labelled and seed must be numbers: {error}") from None
     return Scenario(
         task=str(config.get("task", "digits")),
         devices=devices,
         drifts=tuple(str(config.get("drift", "")).split()),
-        labelled=float(config.get("labelled", 0.1)),
-        seed=int(config.get("seed", 0)),
+        labelled=labelled,
+        seed=seed,
         partition=str(config.get("partition", "auto")),
-        device_classes=tuple(str(config.get("device-class", "x86-vnni")).split()),
-        cache_dir=Path(str(cache)) if cache else None,
+        device_classes=tuple(str(config.get("device-classes", "x86-vnni")).split()),
+        cache_dir=Path(cache).expanduser() if cache else None,
     )
+
+
+def load_described(scenario: Scenario) -> TaskData:
+    """Return the built-in task of a scenario.
+
+    Raises:
+        ConfigurationError: If it names none that is there.
+    """
+    if scenario.task is None:
+        raise ConfigurationError('a Flower run simulates a built-in task; name one with task = "..."')
+    return load_task(scenario.task, scenario.seed, scenario.cache_dir)
+
+
+def _place(node_config: Config) -> tuple[int, int]:
+    """Return the position of a node's device, and the size of its fleet."""
+    try:
+        position, devices = int(node_config[_POSITION]), int(node_config[_DEVICES])
+    except (KeyError, ValueError):
+        position, devices = 0, 0
+    if not 0 <= position < devices:
+        raise ConfigurationError(
+            f"this node's configuration must say which simulated device of how many it is; start its SuperNode with"
+            f" --node-config '{_POSITION}=0 {_DEVICES}=2'"
+        )
+    return position, devices
+
+
+def _states_folder(scenario: Scenario, home: str) -> Path:
+    """Return the folder of a fleet's devices: the same devices again wherever drift and labels alone differ."""
+    fleet = scenario.task, scenario.seed, scenario.partition, scenario.devices, scenario.device_classes
+    return Path(home).expanduser() / "devices" / hashlib.sha256(repr(fleet).encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=8)
@@ -151,13 +203,5 @@ def _parsed(data: bytes) -> Manifest:
 
 
 @lru_cache(maxsize=1)
-def _described_fleet(devices: int, config: tuple[tuple[str, str | int | float | bool], ...]) -> Fleet:
-    scenario = scenario_of(dict(config), devices)
-    if scenario.task is None:
-        raise ConfigurationError('a Flower run simulates a built-in task; name one with task = "..."')
-    return Fleet(load_task(scenario.task, scenario.seed, scenario.cache_dir), FleetSettings.of(scenario))
-
-
-@lru_cache(maxsize=1)
-def _folder_states(run_id: int) -> DeviceStates:
-    return DeviceStates(Path(tempfile.gettempdir()) / f"quantfleet-run-{run_id}")
+def _described_fleet(scenario: Scenario) -> Fleet:
+    return Fleet(load_described(scenario), FleetSettings.of(scenario))

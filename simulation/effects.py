@@ -7,8 +7,9 @@ in -1..1, as a converter clips.
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
-from quantization.arrays import FloatArray
+from quantization.arrays import AnyArray, FloatArray
 from quantization.errors import ConfigurationError
 
 Severities = tuple[float, ...]
@@ -18,7 +19,7 @@ MID_GREY = 0.5
 """Contrast of an image acts around this value."""
 
 
-def _float32(x: FloatArray) -> FloatArray:
+def _float32(x: AnyArray) -> NDArray[np.float32]:
     return np.asarray(x, np.float32)
 
 
@@ -26,7 +27,7 @@ def saturated(effect: EffectFunction, low: float, high: float) -> EffectFunction
     """Return the effect as a sensor with a limited range records it: values clipped to [low, high]."""
 
     def clipped(x: FloatArray, severities: Severities, rng: np.random.Generator) -> FloatArray:
-        return np.clip(effect(x, severities, rng), np.float32(low), np.float32(high))
+        return _float32(np.clip(effect(x, severities, rng), low, high))
 
     return clipped
 
@@ -71,14 +72,16 @@ def blur(x: FloatArray, severities: Severities, _rng: np.random.Generator) -> Fl
     return _box(_box(_float32(x), width, axis=2), width, axis=3)
 
 
-def _box(x: FloatArray, width: int, axis: int) -> FloatArray:
+def _box(x: AnyArray, width: int, axis: int) -> AnyArray:
     """Return the running mean along one axis, as long as it was."""
     pads = [(0, 0)] * x.ndim
     pads[axis] = (width // 2, width // 2)
     padded = np.moveaxis(np.pad(x, pads, mode="reflect"), axis, 0)
     length = x.shape[axis]
-    total = sum(padded[start : start + length] for start in range(width))
-    return _float32(np.moveaxis(total / np.float32(width), 0, axis))
+    total = np.zeros((length, *padded.shape[1:]), np.float32)
+    for start in range(width):
+        total += padded[start : start + length]
+    return np.moveaxis(total / np.float32(width), 0, axis)
 
 
 def noise(x: FloatArray, severities: Severities, rng: np.random.Generator) -> FloatArray:

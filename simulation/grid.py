@@ -170,7 +170,7 @@ class InProcessGrid(Grid):
 
     def _push(self, message: Message) -> str:
         metadata = message.metadata
-        id_ = f"{next(self._ids):032x}"
+        id_ = f"{next(self._ids):x}"
         fault = None if self._fault is None else self._fault(metadata.dst_node_id - _FIRST_NODE_ID, message)
         if isinstance(fault, Dropout):
             return id_

@@ -1,20 +1,17 @@
 """The lab of a simulated task: registers its model, calibrated on lab data, as generation 0."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 from flwr.app import Context
 
 from quantization.calibration import method_from_name
 from quantization.device_class import DeviceClass
-from quantization.errors import ConfigurationError
+from quantization.errors import NotFoundError
 from server.blob_store import BlobStore
 from server.lab import PreparedModel, prepare_model
 from server.registry import Registry
-from server.settings import ServerSettings
-from simulation.device import scenario_of
+from simulation.device import load_described, scenario_of
 from simulation.fleet import class_named
-from simulation.tasks import load_task
 from simulation.tasks.task import TaskData
 
 ProgressFunction = Callable[[int, int], None]
@@ -53,12 +50,27 @@ def prepare_task(
     )
 
 
-def bootstrap(context: Context, registry: Registry, blobs: BlobStore) -> None:
-    """Prepare the task that a run configuration names: the model source "simulated"."""
+def bootstrap(context: Context, registry: Registry, blobs: BlobStore) -> str:
+    """Return the name of the model of the task that a run configuration describes: the model source "simulated".
+
+    The lab calibrates the model for those of the device classes that it was not prepared for before.
+
+    Raises:
+        ConfigurationError: If the description is wrong.
+    """
     scenario = scenario_of(context.run_config)
-    if scenario.task is None:
-        raise ConfigurationError("a Flower run simulates a built-in task; set task in the run configuration")
-    task = load_task(scenario.task, scenario.seed, scenario.cache_dir and Path(scenario.cache_dir))
-    classes = tuple(class_named(name) for name in dict.fromkeys(scenario.device_classes))
-    name = ServerSettings.from_run_config(context.run_config).model_name
-    prepare_task(task, classes, scenario.range_method, registry, blobs, name=name)
+    name = f"{scenario.task}-seed{scenario.seed}"
+    prepared = _prepared_classes(registry, name)
+    missing = [wanted for wanted in dict.fromkeys(scenario.device_classes) if wanted not in prepared]
+    if missing:
+        classes = tuple(class_named(wanted) for wanted in missing)
+        prepare_task(load_described(scenario), classes, scenario.range_method, registry, blobs, name=name)
+    return name
+
+
+def _prepared_classes(registry: Registry, name: str) -> frozenset[str]:
+    try:
+        digest = registry.model(name).digest
+    except NotFoundError:
+        return frozenset()
+    return frozenset(device_class.name for device_class in registry.device_classes(digest))

@@ -140,7 +140,7 @@ def _share_note(part_bytes: int, whole_bytes: int, whole: str) -> str:
 def _pooled(is_equal: bool | None) -> tuple[str, str, str]:
     label = "ranges from sums and from pooled data"
     if is_equal is None:
-        return UNKNOWN, label, "not compared; --check-pooled does"
+        return UNKNOWN, label, "not compared in this run"
     return (
         ("equal", label, "bit for bit, every site") if is_equal else ("differ", label, "please report this")
     )
@@ -157,15 +157,17 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table; its first column names the row."""
     head = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in heads)
     body = "".join(
-        f'<tr><th scope="row">{_text(first)}</th>{"".join(f"<td>{_cell(cell)}</td>" for cell in others)}</tr>'
+        f'<tr><th scope="row">{_text(first)}</th>{"".join(_cell(cell) for cell in others)}</tr>'
         for first, *others in rows
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _cell(text: str) -> str:
-    """Return a cell's text as HTML; short ones stay on one line."""
-    return _text(text).replace(" ", "&nbsp;") if len(text) <= _UNBROKEN else _text(text)
+    """Return a cell; a short text stays on one line."""
+    if len(text) > _UNBROKEN:
+        return f'<td class="long">{_text(text)}</td>'
+    return f"<td>{_text(text).replace(' ', '&nbsp;')}</td>"
 
 
 def _accuracy_table(result: ExperimentResult) -> str:

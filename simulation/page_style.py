@@ -42,7 +42,7 @@ th, td { text-align: left; padding: 8px 20px 8px 0; border-bottom: 1px solid var
 tbody tr:last-child > * { border-bottom: 0; }
 thead th { color: var(--muted); font-weight: 500; }
 tbody th { font-weight: 600; white-space: nowrap; }
-td { overflow-wrap: anywhere; }
+td.long { min-width: 12em; overflow-wrap: anywhere; }
 ul { margin: 8px 0 0; padding-left: 20px; font-size: 14px; overflow-wrap: anywhere; }
 pre {
   margin: 8px 0 12px; padding: 12px 16px; background: var(--page); border-radius: 6px; font-size: 14px;

@@ -57,6 +57,7 @@ def _accuracy(result: ExperimentResult) -> Figure | None:
             for label, (share, color, _) in references.items()
         },
     )
+    axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= min(high, 1.0 + 1e-9)])
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
     axes.set_ylabel(
         "accuracy in the field" if frozen is not None else "agreement with the corrected float model"
@@ -108,6 +109,7 @@ def _draw_generations(axes: Axes, points: Sequence[tuple[int, float, bool]]) -> 
             color=AFTER,
             fontweight="bold",
             zorder=5,
+            bbox={"facecolor": SURFACE, "edgecolor": "none", "alpha": 0.85, "pad": 1.5},
         )
 
 

@@ -47,7 +47,15 @@ def _draw_pairs(
             axes.plot([before[name], after[name]], [row, row], color=GRID, linewidth=3, zorder=2)
     for values, color in ((before, BEFORE), (after, AFTER)):
         rows = [row for row, name in enumerate(names) if name in values]
-        axes.plot([values[names[row]] for row in rows], rows, "o", color=color, markersize=6, zorder=3)
+        axes.plot(
+            [values[names[row]] for row in rows],
+            rows,
+            "o",
+            color=color,
+            markersize=6,
+            zorder=3,
+            clip_on=False,
+        )
     axes.set_xlim(left=0)
 
 

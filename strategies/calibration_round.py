@@ -98,11 +98,9 @@ def calibrate_moments(
     Raises:
         RoundFailedError: If fewer than the quorum answered.
     """
-    fold = _MomentsFold(request)
+    fold = MomentsFold(request)
     messages = _messages(cohort, request, encode_moments_request, deliver)
-    outcome = run_round(
-        grid, messages, _MomentsFold.add, fold, settings, clock=clock, on_progress=on_progress
-    )
+    outcome = run_round(grid, messages, MomentsFold.add, fold, settings, clock=clock, on_progress=on_progress)
     return outcome.with_value(fold.result())
 
 
@@ -120,9 +118,9 @@ def calibrate_ranges(
 
     Arguments and errors are those of `calibrate_moments`.
     """
-    fold = _RangesFold(request)
+    fold = RangesFold(request)
     messages = _messages(cohort, request, encode_ranges_request, deliver)
-    outcome = run_round(grid, messages, _RangesFold.add, fold, settings, clock=clock, on_progress=on_progress)
+    outcome = run_round(grid, messages, RangesFold.add, fold, settings, clock=clock, on_progress=on_progress)
     return outcome.with_value(fold.result())
 
 
@@ -155,7 +153,7 @@ def _messages(
     return messages_by_manifest(cohort, content, CALIBRATE)
 
 
-class _MomentsFold:
+class MomentsFold:
     """The sum of moments replies."""
 
     def __init__(self, request: MomentsRequest) -> None:
@@ -163,7 +161,7 @@ class _MomentsFold:
         self._plain, self._sequential = MomentSum(request.layers), MomentSum(request.layers)
         self._sample_count = 0
 
-    def add(self, reply: Message) -> "_MomentsFold":
+    def add(self, reply: Message) -> "MomentsFold":
         """Add one reply, or refuse it with MalformedError and stay as it was."""
         samples = read_sample_count(reply.content)
         plain = read_moments(reply.content, PLAIN_MOMENTS, self._layers)
@@ -175,10 +173,11 @@ class _MomentsFold:
         return self
 
     def result(self) -> MomentsResult:
+        """Return the merged moments."""
         return MomentsResult(self._plain.result(), self._sequential.result(), self._sample_count)
 
 
-class _RangesFold:
+class RangesFold:
     """The sum of ranges replies."""
 
     def __init__(self, request: RangesRequest) -> None:
@@ -186,7 +185,7 @@ class _RangesFold:
         self._histograms, self._plain = HistogramSum(request.sites), MomentSum(request.layers)
         self._sample_count = 0
 
-    def add(self, reply: Message) -> "_RangesFold":
+    def add(self, reply: Message) -> "RangesFold":
         """Add one reply, or refuse it with MalformedError and stay as it was."""
         samples = read_sample_count(reply.content)
         plain = read_moments(reply.content, PLAIN_MOMENTS, self._request.layers)
@@ -198,4 +197,5 @@ class _RangesFold:
         return self
 
     def result(self) -> RangesResult:
+        """Return the merged histograms and moments."""
         return RangesResult(self._histograms.result(), self._plain.result(), self._sample_count)

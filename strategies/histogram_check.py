@@ -47,23 +47,21 @@ def check_dense(bins: GridBins, dense: DensePart) -> int:
     Raises:
         MalformedError: If no device can have sent it.
     """
-    weight, count, nonfinite = dense.summary
     if dense.shift not in SHIFTS:
         raise MalformedError(f"dense counts shifted by {dense.shift}, expected one of {SHIFTS}")
+    _check_weights(dense)
+    weight, count, _ = dense.summary
     is_full = count > 0
-    if (
-        dense.summary.min(initial=0) < 0
-        or max(count.max(initial=0), nonfinite.max(initial=0)) > MAX_DEVICE_COUNT
-    ):
-        raise MalformedError("negative or impossible counts")
-    if _all(is_full):
-        positions = bins.positions(dense.bounds)
-    else:
+    positions = bins.positions(dense.bounds)
+    is_inside = (positions[0] >= 0) & (positions[1] < bins.sizes) & (dense.bounds[0] <= dense.bounds[1])
+    if not _all(is_full):
         _check_empty_sites(weight, dense.bounds, ~is_full)
-        positions = bins.positions(np.where(is_full, dense.bounds, np.float32(0)))
-    _check_weights(weight, count, dense.shift)
-    peak = int(dense.counts.max(initial=0))
-    _check_bins(bins, dense, positions, is_full, peak)
+        is_inside |= ~is_full
+        positions[:, ~is_full] = ((0,), (-1,))
+    if not _all(is_inside):  # NaN compares false
+        raise MalformedError("bounds that are not ordered, or outside the grid")
+    peak = int(np.maximum.reduce(dense.counts, initial=0))
+    _check_bins(bins, dense, positions.astype(np.int64), is_full, peak)
     return peak
 
 
@@ -73,35 +71,34 @@ def _check_empty_sites(weight: IntArray, bounds: AnyArray, is_empty: AnyArray) -
         raise MalformedError("weight or bounds of a site that saw no value")
 
 
-def _check_weights(weight: IntArray, count: IntArray, shift: int) -> None:
-    is_possible = weight <= MAX_DEVICE_WEIGHT >> shift
-    is_possible &= weight >= count >> shift
-    is_possible &= weight <= count << (_MAX_WEIGHT_BITS - shift)
-    if not _all(is_possible):
+def _check_weights(dense: DensePart) -> None:
+    weight, count, _ = dense.summary
+    # Read as unsigned, negative numbers are beyond every limit.
+    if np.maximum.reduce(dense.summary.view(np.uint64), axis=None, initial=0) > MAX_DEVICE_WEIGHT:
+        raise MalformedError("negative or impossible counts")
+    steps = weight << dense.shift
+    if not _all((steps >= count) & (steps >> _MAX_WEIGHT_BITS <= count)):
         raise MalformedError("a weight that the count of values cannot have")
 
 
-def _check_bins(bins: GridBins, dense: DensePart, positions: AnyArray, is_full: AnyArray, peak: int) -> None:
+def _check_bins(bins: GridBins, dense: DensePart, positions: IntArray, is_full: AnyArray, peak: int) -> None:
     weight, count, _ = dense.summary
-    low, high = dense.bounds
-    first, last = positions
-    is_inside = (first >= 0) & (last < bins.sizes) & (low <= high)  # NaN compares false
-    if not _all(is_inside | ~is_full):
-        raise MalformedError("bounds that are not ordered, or outside the grid")
     edges = bins.edges.copy()
-    edges[1::3] += (first * is_full).astype(np.int64)
-    edges[2::3] += ((last + 1) * is_full).astype(np.int64)
     begin, end = edges[1::3], edges[2::3]
-    if not _all((dense.counts.take(begin, mode="clip") != 0) & (dense.counts.take(end - 1) != 0) | ~is_full):
+    begin += positions[0]
+    end += positions[1] + 1
+    has_ends = (dense.counts.take(begin) != 0) & (dense.counts.take(end - 1) != 0)
+    if not _all(has_ends | ~is_full):
         raise MalformedError("no weight in the bin of a bound")
     sums = _stretch_sums(dense.counts, edges, peak)
-    if _any(sums[:, ::2], axis=None) or not np.array_equal(sums[:, 1], weight):
+    if _any(sums[:, ::2], axis=None) or not _all(sums[:, 1] == weight):
         raise MalformedError("counts outside the bounds, or that do not add up to the weight")
-    _check_few_values(dense.counts, begin, end, np.where(low == high, count, count - (count == 1)))
+    if _any(count < np.maximum(end - begin, 2)):  # only few values make this worth a look
+        _check_few_values(dense, begin, end)
 
 
-def _stretch_sums(counts: AnyArray, edges: IntArray, peak: int) -> IntArray:
-    """Return the sums between the edges, int64 (S, 3): before, within and behind the bounds of each site."""
+def _stretch_sums(counts: AnyArray, edges: IntArray, peak: int) -> AnyArray:
+    """Return the sums between the edges, (S, 3): before, within and behind the bounds of each site."""
     if counts.size == 0:
         return np.zeros((edges.size // 3, 3), np.int64)
     # 32 bits hold the sum of a site's bins unless one is large. reduceat gives nonsense for empty stretches.
@@ -113,12 +110,15 @@ def _stretch_sums(counts: AnyArray, edges: IntArray, peak: int) -> IntArray:
     return sums.reshape(-1, 3)
 
 
-def _check_few_values(counts: AnyArray, begin: IntArray, end: IntArray, count: IntArray) -> None:
-    """Refuse sites with more bins in use than values; only few values make that worth a look."""
+def _check_few_values(dense: DensePart, begin: IntArray, end: IntArray) -> None:
+    """Refuse sites with more bins in use than values, or with two bounds from one value."""
+    count, (low, high) = dense.summary[1], dense.bounds
+    if _any((count == 1) & (low < high)):
+        raise MalformedError("too few values to have two bounds")
     for site in np.flatnonzero(count < end - begin):
-        used = int(np.count_nonzero(counts[begin[site] : end[site]]))
+        used = int(np.count_nonzero(dense.counts[begin[site] : end[site]]))
         if used > count[site]:
-            raise MalformedError(f"too few values to fill {used} bins, or to have two bounds")
+            raise MalformedError(f"too few values to fill {used} bins")
 
 
 def check_free(free: FreePart, sites: int) -> dict[int, DyadicHistogram]:

@@ -67,6 +67,7 @@ class SiteLayout:
 
     names: tuple[str, ...]
     grids: tuple[FixedGrid, ...] | None = None
+    bins: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse layouts that no reply could follow."""
@@ -74,6 +75,7 @@ class SiteLayout:
             raise ConfigurationError("a layout needs different site names")
         if self.grids is not None and len(self.grids) != len(self.names):
             raise ConfigurationError(f"{len(self.grids)} grids for {len(self.names)} sites")
+        object.__setattr__(self, "bins", sum(grid.bins for grid in self.grids or ()))
 
 
 @dataclass(frozen=True, slots=True)

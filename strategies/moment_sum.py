@@ -58,6 +58,8 @@ class MomentSum:
             MalformedError: If it is not the contribution of one device, or adding it could leave 62 bits.
         """
         layers = len(self._layout.names)
+        if layers == 0:
+            return 0
         counts, devices, body = vector[:layers], vector[layers : 2 * layers], vector[2 * layers :]
         if layers and not (int(counts.min()) >= 0 and int(counts.max()) <= MAX_COUNT):
             raise MalformedError("moments with a negative or impossible count")
@@ -66,7 +68,7 @@ class MomentSum:
         _, squares, _, mean_squares = body.reshape(4, self._channels)
         if (squares < 0).any() or (mean_squares < 0).any():
             raise MalformedError("moments with a negative sum of squares")
-        reach = max(abs(int(vector.min(initial=0))), int(vector.max(initial=0)))
+        reach = max(abs(int(vector.min())), int(vector.max()))
         if self._reach + reach > MAX_MAGNITUDE:
             raise MalformedError("moments too large to be added")
         is_empty = np.repeat(counts == 0, self._layout.channels)
@@ -91,12 +93,8 @@ class MomentSum:
             raise IncompatibleStatsError("the merged counts are beyond 2^48; ask fewer devices in a round")
         body = self._sum[2 * layers :].reshape(4, self._channels)
         merged, start = {}, 0
-        for layer, (name, channels) in enumerate(
-            zip(self._layout.names, self._layout.channels, strict=True)
-        ):
+        for layer, (name, channels) in enumerate(zip(self._layout.names, self._layout.channels, strict=True)):
             total, squares, means, mean_squares = body[:, start : start + channels].copy()
-            merged[name] = ChannelMoments(
-                counts[layer], total, squares, devices[layer], means, mean_squares
-            )
+            merged[name] = ChannelMoments(counts[layer], total, squares, devices[layer], means, mean_squares)
             start += channels
         return merged

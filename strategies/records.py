@@ -62,7 +62,8 @@ PHASE_RANGES = "ranges"
 
 MAX_NAMES = 1 << 14
 MAX_NAME_LENGTH = 512
-MAX_BLOB_BYTES = 1 << 31
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_BLOB_BYTES = (256 << 20) + 8
 MAX_BATCH = 1 << 16
 MAX_SAMPLES = 1 << 40
 MAX_CAPABILITIES = 64
@@ -286,7 +287,7 @@ def read_histograms(content: RecordDict, layout: SiteLayout) -> PackedHistograms
     statistics = array_record(content, _STATISTICS)
     dense = None
     if layout.grids is not None:
-        sites, bins = len(layout.names), sum(grid.bins for grid in layout.grids)
+        sites, bins = len(layout.names), layout.bins
         counts = decode_vector(statistics.get(_DENSE_COUNTS), _DENSE_COUNTS, _UNSIGNED, (bins, bins))
         rows = SUMMARY_ROWS * sites
         summary = decode_vector(statistics.get(_DENSE_SUMMARY), _DENSE_SUMMARY, ("int64",), (rows, rows))
@@ -356,7 +357,7 @@ def _delivery_records(delivery: Delivery, manifest_key: str, blobs_key: str) -> 
 
 
 def _read_delivery(content: RecordDict, manifest_key: str, blobs_key: str) -> Delivery:
-    manifest = decode_bytes(array_record(content, manifest_key).get(_DATA), manifest_key, MAX_BLOB_BYTES)
+    manifest = decode_bytes(array_record(content, manifest_key).get(_DATA), manifest_key, MAX_MANIFEST_BYTES)
     arrays = array_record(content, blobs_key)
     if len(arrays) > MAX_NAMES or not all(_is_digest(digest) for digest in arrays):
         raise MalformedError(f"{blobs_key} must be named by SHA-256 in hex, at most {MAX_NAMES} of them")

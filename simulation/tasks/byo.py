@@ -122,7 +122,9 @@ class _ColumnReader:
         whole = self.whole_numbers("y", y, "class")
         if whole.min() < 0 or (classes is not None and whole.max() >= classes):
             most = "" if classes is None else f" to {classes - 1}"
-            raise self.refusal("y", f"classes from 0{most}, and has {whole.min()} to {whole.max()}", "renumber them")
+            raise self.refusal(
+                "y", f"classes from 0{most}, and has {whole.min()} to {whole.max()}", "renumber them"
+            )
         return whole
 
     def owners(self, device: AnyArray) -> IntArray:
@@ -143,7 +145,9 @@ class _ColumnReader:
         for side, rows in zip(_SIDES, sides, strict=True):
             if len(rows) == 0:
                 raise self.refusal(
-                    "split", f"rows of each side, and has none of {side} ({_SIDES[side]})", "add some, or leave it out"
+                    "split",
+                    f"rows of each side, and has none of {side} ({_SIDES[side]})",
+                    "add some, or leave it out",
                 )
         return sides
 
@@ -151,7 +155,9 @@ class _ColumnReader:
         """Return 10 %, 60 % and 30 % of the rows, with the same mix of classes where they are known."""
         if self.rows < LEAST_ROWS:
             raise self.refusal(
-                "x", f"{LEAST_ROWS} rows to draw a split from, and has {self.rows}", "give more, or an array split"
+                "x",
+                f"{LEAST_ROWS} rows to draw a split from, and has {self.rows}",
+                "give more, or an array split",
             )
         lab, field = round(LAB_SHARE * self.rows), round(FIELD_SHARE * self.rows)
         labels = np.zeros(self.rows, np.int64) if y is None else y
@@ -165,14 +171,18 @@ class _ColumnReader:
         with np.errstate(invalid="ignore"):
             whole = column.astype(np.int64)
         if not np.array_equal(whole, column):
-            raise self.refusal(name, "whole numbers, and has fractions or values beyond int64", "number them from 0")
+            raise self.refusal(
+                name, "whole numbers, and has fractions or values beyond int64", "number them from 0"
+            )
         return whole
 
     def require_column(self, name: str, column: AnyArray, what: str) -> None:
         """Refuse anything but one value a row."""
         if column.shape != (self.rows,):
             raise self.refusal(
-                name, f"shape ({self.rows},), one {what} for each row of x, and has {column.shape}", "make them match"
+                name,
+                f"shape ({self.rows},), one {what} for each row of x, and has {column.shape}",
+                "make them match",
             )
 
     def refusal(self, name: str, expected_and_actual: str, remedy: str) -> InvalidDataError:

@@ -36,7 +36,10 @@ class TaskSource:
 TASKS: tuple[TaskSource, ...] = (
     TaskSource("digits", "handwritten digits, 8x8 pixels, in scikit-learn", (), "simulation.tasks.digits"),
     TaskSource(
-        "har", "what people do, from phones worn at the waist; devices are people", ("har.npz",), "simulation.tasks.har"
+        "har",
+        "what people do, from phones worn at the waist; devices are people",
+        ("har.npz",),
+        "simulation.tasks.har",
     ),
     TaskSource(
         "fsdd",
@@ -46,7 +49,10 @@ TASKS: tuple[TaskSource, ...] = (
         "the speaker in the field, such as fsdd:jackson; the seed chooses by default",
     ),
     TaskSource(
-        "fashion_mnist", "photos of clothes, 28x28 pixels", ("fashion_mnist.npz",), "simulation.tasks.fashion_mnist"
+        "fashion_mnist",
+        "photos of clothes, 28x28 pixels",
+        ("fashion_mnist.npz",),
+        "simulation.tasks.fashion_mnist",
     ),
     TaskSource(
         "cifar10",
@@ -81,6 +87,8 @@ def load_task(
         raise ConfigurationError(f"unknown task {name!r}; {hint}known: {', '.join(sources)}")
     source = sources[base]
     if has_variant and not (source.variants and variant):
-        raise ConfigurationError(f"task {name!r} is unknown: {base} has no variants like that; give --task {base}")
+        raise ConfigurationError(
+            f"task {name!r} is unknown: {base} has no variants like that; give --task {base}"
+        )
     load = cast("LoadFunction", importlib.import_module(source.module).load)
     return load(seed, variant, cache_dir, on_progress)

@@ -4,11 +4,12 @@ The lab has windows of some people, the field of others, and a device belongs to
 by half, so windows that share samples stay on one side of every split.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from quantization.arrays import AnyArray, FloatArray, IntArray
+from quantization.arrays import FloatArray, IntArray
 from simulation.data import read_data_file
 from simulation.tasks.model_cache import ModelKey, cached_model
 from simulation.tasks.task import ProgressFunction, TaskData
@@ -28,9 +29,8 @@ def load(seed: int, _variant: str, cache_dir: Path | None, on_progress: Progress
     is_field = arrays["is_test"].astype(bool)
     person = arrays["subject"].astype(np.int64)
     lab = np.flatnonzero(~is_field)
-    field, test = split_windows(
-        np.flatnonzero(is_field), person, y, arrays["experiment"], arrays["start"], np.random.default_rng(seed)
-    )
+    windows = Windows(person, y, arrays["experiment"].astype(np.int64), arrays["start"].astype(np.int64))
+    field, test = split_windows(np.flatnonzero(is_field), windows, np.random.default_rng(seed))
     key = ModelKey("har", RECIPE, seed, data.digest)
     model = cached_model(cache_dir, key, lambda: _train(x[lab], y[lab], seed, on_progress))
     return TaskData(
@@ -48,14 +48,24 @@ def load(seed: int, _variant: str, cache_dir: Path | None, on_progress: Progress
     )
 
 
-def split_windows(
-    rows: IntArray,
-    person: AnyArray,
-    label: AnyArray,
-    recording: AnyArray,
-    start: AnyArray,
-    rng: np.random.Generator,
-) -> tuple[IntArray, IntArray]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Windows:
+    """Where windows of `WINDOW_SAMPLES` samples come from, each column int64 (N,).
+
+    Attributes:
+        person: Who.
+        label: What they did.
+        recording: Number of the recording.
+        start: First sample of the window in it.
+    """
+
+    person: IntArray
+    label: IntArray
+    recording: IntArray
+    start: IntArray
+
+
+def split_windows(rows: IntArray, windows: Windows, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
     """Return two halves of windows, none of which shares a sample with one of the other half.
 
     A stretch of overlapping windows goes to one half as a whole. Each person's stretches of each activity are
@@ -64,20 +74,18 @@ def split_windows(
 
     Args:
         rows: Numbers of the windows to split.
-        person: Who, by window (N,).
-        label: What, by window (N,).
-        recording: In which recording, by window (N,).
-        start: First sample in that recording, by window (N,).
+        windows: Where all windows come from.
         rng: Chooses.
     """
     halves: tuple[list[IntArray], list[IntArray]] = ([], [])
     stretches: dict[tuple[int, int], list[IntArray]] = {}
-    for stretch in _stretches(rows, recording, start):
-        stretches.setdefault((int(person[stretch[0]]), int(label[stretch[0]])), []).append(stretch)
+    for stretch in _stretches(rows, windows):
+        key = int(windows.person[stretch[0]]), int(windows.label[stretch[0]])
+        stretches.setdefault(key, []).append(stretch)
     for key in sorted(stretches):
         group = stretches[key]
         if len(group) == 1:
-            group = _cut(group[0], start)
+            group = _cut(group[0], windows.start)
         counts = [0, 0]
         first = int(rng.integers(2))
         for index in rng.permutation(len(group)):
@@ -87,16 +95,14 @@ def split_windows(
     return np.sort(np.concatenate(halves[0])), np.sort(np.concatenate(halves[1]))
 
 
-def _stretches(rows: IntArray, recording: AnyArray, start: AnyArray) -> list[IntArray]:
+def _stretches(rows: IntArray, windows: Windows) -> list[IntArray]:
     """Return runs of windows in which each shares samples with the one before."""
-    order = rows[np.lexsort((start[rows], recording[rows]))]
-    is_break = (np.diff(recording[order].astype(np.int64)) != 0) | (
-        np.diff(start[order].astype(np.int64)) >= WINDOW_SAMPLES
-    )
+    order = rows[np.lexsort((windows.start[rows], windows.recording[rows]))]
+    is_break = (np.diff(windows.recording[order]) != 0) | (np.diff(windows.start[order]) >= WINDOW_SAMPLES)
     return np.split(order, np.flatnonzero(is_break) + 1)
 
 
-def _cut(stretch: IntArray, start: AnyArray) -> list[IntArray]:
+def _cut(stretch: IntArray, start: IntArray) -> list[IntArray]:
     """Return a stretch in two parts that share no sample, or whole if it is too short."""
     middle = len(stretch) // 2
     later = stretch[middle:]

@@ -30,7 +30,8 @@ class DigitsNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits (N, 10)."""
-        return self.linear(self.features(x).mean((2, 3)))
+        logits: torch.Tensor = self.linear(self.features(x).mean((2, 3)))
+        return logits
 
 
 class FashionNet(nn.Module):
@@ -45,7 +46,8 @@ class FashionNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits (N, 10)."""
-        return self.linear(self.features(x).mean((2, 3)))
+        logits: torch.Tensor = self.linear(self.features(x).mean((2, 3)))
+        return logits
 
 
 class HarNet(nn.Module):
@@ -66,7 +68,8 @@ class HarNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits (N, 6)."""
-        return self.linear(self.features(x).mean(2))
+        logits: torch.Tensor = self.linear(self.features(x).mean(2))
+        return logits
 
 
 class DepthwiseSeparableNet(nn.Module):
@@ -82,7 +85,8 @@ class DepthwiseSeparableNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits (N, 10)."""
-        return self.linear(self.features(x).mean((2, 3)))
+        logits: torch.Tensor = self.linear(self.features(x).mean((2, 3)))
+        return logits
 
 
 class _ResidualBlock(nn.Module):
@@ -125,4 +129,5 @@ class ResNet20(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits (N, 10)."""
         h = functional.relu(self.bn1(self.conv1(x)))
-        return self.linear(self.layer3(self.layer2(self.layer1(h))).mean((2, 3)))
+        logits: torch.Tensor = self.linear(self.layer3(self.layer2(self.layer1(h))).mean((2, 3)))
+        return logits

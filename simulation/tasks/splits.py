@@ -1,5 +1,6 @@
 """Dealing rows out to lab, field and test: seeded, and stratified by class."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,6 @@ def stratified_split(labels: IntArray, sizes: Sequence[int], rng: np.random.Gene
         sizes: Rows of each part; together N at most.
         rng: Chooses the rows.
     """
-    assert sum(sizes) <= len(labels), "more rows asked for than there are"
     order = rng.permutation(len(labels))
     rank_in_class = np.empty(len(labels), np.float64)
     for name in np.unique(labels):
@@ -24,4 +24,4 @@ def stratified_split(labels: IntArray, sizes: Sequence[int], rng: np.random.Gene
     spread = np.argsort(rank_in_class, kind="stable")
     # Rows next to each other in `spread` differ in class: any stretch of it has every class in proportion.
     cuts = np.cumsum([0, *sizes])
-    return [np.sort(spread[start:stop]) for start, stop in zip(cuts[:-1], cuts[1:], strict=True)]
+    return [np.sort(spread[start:stop]) for start, stop in itertools.pairwise(cuts)]

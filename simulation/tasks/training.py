@@ -1,6 +1,7 @@
 """Training of the small networks: seeded, on the CPU, in seconds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +47,8 @@ def train(
 ) -> nn.Module:
     """Return a trained network, ready to infer.
 
-    Torch's own random state is left as it was. The same seed gives the same weights on the same machine.
+    Torch's own random state is left as it was. Runs on one thread: the same seed gives the
+    same weights on the same kind of machine, whatever else it does.
 
     Args:
         build: Makes the network with fresh weights.
@@ -57,10 +59,22 @@ def train(
         augment: Changes each batch.
         on_progress: Told after every epoch.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(seed)
         network = build().train()
-        return _run(network, inputs, labels, recipe, seed, augment, on_progress)
+        _run(network, inputs, labels, recipe, seed=seed, augment=augment, on_progress=on_progress)
+    return network.eval()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch on one thread: such small networks gain nothing by more, and sums keep their order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _run(
@@ -68,10 +82,11 @@ def _run(
     inputs: FloatArray,
     labels: IntArray,
     recipe: Recipe,
+    *,
     seed: int,
     augment: AugmentFunction | None,
     on_progress: ProgressFunction,
-) -> nn.Module:
+) -> None:
     x, y = torch.from_numpy(np.ascontiguousarray(inputs, np.float32)), torch.from_numpy(labels)
     generator = torch.Generator().manual_seed(seed)
     batch_size = min(recipe.batch_size, len(x))
@@ -85,12 +100,11 @@ def _run(
     for epoch in range(recipe.epochs):
         on_progress(epoch / recipe.epochs, f"training, epoch {epoch + 1} of {recipe.epochs}")
         order = torch.randperm(len(x), generator=generator)
-        for rows in order[: batches * batch_size].split(batch_size):
+        for rows in torch.split(order[: batches * batch_size], batch_size):
             batch = x[rows] if augment is None else augment(x[rows], generator)
             loss = functional.cross_entropy(network(batch), y[rows], label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     on_progress(1.0, "trained")
-    return network.eval()

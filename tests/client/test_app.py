@@ -91,7 +91,9 @@ def _source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: memory-devices\nVersion: 1.0\n")
     module = tmp_path / "memory_devices.py"
     module.write_text("open_memory_device = None\n")
-    (info / "entry_points.txt").write_text("[quantfleet.devices]\nmemory = memory_devices:open_memory_device\n")
+    (info / "entry_points.txt").write_text(
+        "[quantfleet.devices]\nmemory = memory_devices:open_memory_device\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     import memory_devices  # noqa: PLC0415 - exists only now
 
@@ -156,7 +158,10 @@ def test_a_fleets_statistics_are_those_of_one_device_with_all_the_data() -> None
         results.append((moments, ranges))
     (fleet_moments, fleet_ranges), (one_moments, one_ranges) = results
     assert fleet_ranges.histograms == one_ranges.histograms
-    for fleet, one in ((fleet_moments.plain, one_moments.plain), (fleet_moments.sequential, one_moments.sequential)):
+    for fleet, one in (
+        (fleet_moments.plain, one_moments.plain),
+        (fleet_moments.sequential, one_moments.sequential),
+    ):
         for name in layout.names:
             assert np.array_equal(fleet[name].total, one[name].total)
             assert (fleet[name].devices, one[name].devices) == (3, 1)
@@ -191,17 +196,25 @@ def test_empty_and_one_sample_devices_answer_with_what_they_saw() -> None:
         grid, _cohort(grid), MomentsRequest(_all_of(NOW), layout), ALL, clock=grid.clock
     ).value
     assert {m.devices for m in moments.plain.values()} == {2}
-    ranges = calibrate_ranges(grid, _cohort(grid), RangesRequest(_all_of(NOW), layout, sites), ALL, clock=grid.clock)
+    ranges = calibrate_ranges(
+        grid, _cohort(grid), RangesRequest(_all_of(NOW), layout, sites), ALL, clock=grid.clock
+    )
     assert ranges.value.sample_count == 17
-    counts = assess(grid, _cohort(grid), AssessRequest(_all_of(NOW), _all_of(NOW)), ALL, clock=grid.clock).value
+    counts = assess(
+        grid, _cohort(grid), AssessRequest(_all_of(NOW), _all_of(NOW)), ALL, clock=grid.clock
+    ).value
     assert (counts.devices, counts.failures, counts.samples) == (3, 0, 17)
 
 
 def test_a_fleet_of_empty_devices_gives_empty_statistics() -> None:
     grid = _grid(*_parts(0, 0))
     layout, sites = _layers(), _sites()
-    moments = calibrate_moments(grid, _cohort(grid), MomentsRequest(_all_of(NOW), layout), ALL, clock=grid.clock)
-    ranges = calibrate_ranges(grid, _cohort(grid), RangesRequest(_all_of(NOW), layout, sites), ALL, clock=grid.clock)
+    moments = calibrate_moments(
+        grid, _cohort(grid), MomentsRequest(_all_of(NOW), layout), ALL, clock=grid.clock
+    )
+    ranges = calibrate_ranges(
+        grid, _cohort(grid), RangesRequest(_all_of(NOW), layout, sites), ALL, clock=grid.clock
+    )
     assert set(ranges.value.histograms.values()) == {DyadicHistogram.empty()}
     for name, channels in zip(layout.names, layout.channels, strict=True):
         assert moments.value.sequential[name] == ChannelMoments.empty(channels)
@@ -213,13 +226,17 @@ def test_inputs_that_are_not_finite_are_left_out() -> None:
     broken[3], broken[7, ..., 0] = np.nan, np.inf
     clean = np.delete(rows, [3, 7], axis=0)
     grid = _grid(broken, clean, labels=lambda position: np.arange(20 if position == 0 else 18) % 10)
-    counts = assess(grid, _cohort(grid), AssessRequest(_all_of(NOW), _all_of(NOW)), ALL, clock=grid.clock).value
+    counts = assess(
+        grid, _cohort(grid), AssessRequest(_all_of(NOW), _all_of(NOW)), ALL, clock=grid.clock
+    ).value
     assert (counts.samples, counts.labelled) == (36, 36)
 
 
 def test_a_candidate_equal_to_what_serves_agrees_everywhere() -> None:
     grid = _grid(*_parts(40, 40), labels=lambda position: np.arange(40) % 10 if position else None)
-    counts = assess(grid, _cohort(grid), AssessRequest(_all_of(NOW), _all_of(NOW)), ALL, clock=grid.clock).value
+    counts = assess(
+        grid, _cohort(grid), AssessRequest(_all_of(NOW), _all_of(NOW)), ALL, clock=grid.clock
+    ).value
     assert (counts.devices, counts.samples, counts.labelled) == (2, 80, 40)
     assert counts.current_hits == counts.candidate_hits
     assert (counts.only_current_agreements, counts.only_candidate_agreements) == (0, 0)
@@ -230,7 +247,9 @@ def test_a_candidate_equal_to_what_serves_agrees_everywhere() -> None:
 def test_a_candidate_with_crushed_ranges_disagrees() -> None:
     crushed = MODEL.artifact(generation=4, width=1e-3)
     grid = _grid(*_parts(80))
-    counts = assess(grid, _cohort(grid), AssessRequest(_all_of(NOW), _all_of(crushed)), ALL, clock=grid.clock).value
+    counts = assess(
+        grid, _cohort(grid), AssessRequest(_all_of(NOW), _all_of(crushed)), ALL, clock=grid.clock
+    ).value
     assert counts.candidate_agreements < counts.current_agreements
     assert FLEET[0].held == NOW.manifest
 
@@ -238,7 +257,9 @@ def test_a_candidate_with_crushed_ranges_disagrees() -> None:
 def test_a_candidate_that_does_not_load_is_a_failure_and_no_error() -> None:
     other = example("har_cnn").artifact(generation=4)  # takes other inputs
     grid = _grid(*_parts(4))
-    counts = assess(grid, _cohort(grid), AssessRequest(_all_of(NOW), _all_of(other)), ALL, clock=grid.clock).value
+    counts = assess(
+        grid, _cohort(grid), AssessRequest(_all_of(NOW), _all_of(other)), ALL, clock=grid.clock
+    ).value
     assert (counts.devices, counts.failures, counts.samples) == (1, 1, 0)
 
 
@@ -291,7 +312,9 @@ def test_a_layout_of_another_model_is_refused() -> None:
 
 def test_an_unknown_device_source_names_the_installed_ones() -> None:
     grid = InProcessGrid(app, 1, run_config={"device-source": "os.system"})
-    with pytest.raises(RoundFailedError, match=r"device-source 'os.system' is not installed; installed are: .*memory"):
+    with pytest.raises(
+        RoundFailedError, match=r"device-source 'os.system' is not installed; installed are: .*memory"
+    ):
         hello(grid, tuple(grid.get_node_ids()), clock=grid.clock)
 
 

@@ -51,7 +51,9 @@ KINDS = ("random", "constant", "uniform", "nan")
 
 
 @pytest.mark.parametrize(("kind", "labelled", "seed"), list(product(KINDS, (0.0, 0.02, 0.3, 1.0), range(3))))
-def test_a_destroyed_candidate_is_refused_with_and_without_labels(kind: str, labelled: float, seed: int) -> None:
+def test_a_destroyed_candidate_is_refused_with_and_without_labels(
+    kind: str, labelled: float, seed: int
+) -> None:
     field = Field(500, seed)
     current = field.scores(0.6)
     counts = field.counts(current, _destroyed(kind, field, current), field.scores(0.9), labelled)

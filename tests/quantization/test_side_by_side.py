@@ -70,7 +70,8 @@ def test_outputs_with_positions_count_every_position_and_no_label() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "bucket"), [(1e-6, 0), (1e-9, 0), (1.5e-6, 1), (2e-6, 2), (1.0, 39), (1e9, LATENCY_BUCKETS - 1)]
+    ("seconds", "bucket"),
+    [(1e-6, 0), (1e-9, 0), (1.5e-6, 1), (2e-6, 2), (1.0, 39), (1e9, LATENCY_BUCKETS - 1)],
 )
 def test_latency_per_sample_falls_into_half_octaves(seconds: float, bucket: int) -> None:
     one = _scores(0)

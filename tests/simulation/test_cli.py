@@ -2,6 +2,7 @@ import json
 import logging
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import warnings
@@ -291,3 +292,46 @@ def test_help_does_not_load_what_experiments_need() -> None:
     subprocess.run(
         [sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONPATH": str(Path.cwd())}
     )
+
+
+def start(*arguments: str, **more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "simulation.cli", "run", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1", **more}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment
+    )
+
+
+@pytest.mark.slow
+def test_default_task_runs_from_start_to_report(tmp_path: Path) -> None:
+    process = start(
+        "--devices", "6", "--generations", "1", "--drift", "brightness=0.35", "--check-pooled", "--json",
+        "--out", str(tmp_path / "out"), "--cache-dir", str(tmp_path / "cache"),
+    )  # fmt: skip
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    found = json.loads(out)
+    assert found["task"] == "digits"
+    assert found["federated_equals_pooled"] is True
+    assert found["accuracy"]["lab_frozen"] > 0.9
+    assert found["accuracy"]["tuned"] > found["accuracy"]["frozen"]
+    assert err.splitlines() == [f"report: {tmp_path / 'out' / 'report.html'}"]
+    saved = json.loads((tmp_path / "out" / "result.json").read_bytes())
+    assert {key: saved[key] for key in found} == found
+
+
+@pytest.mark.slow
+def test_interrupted_run_leaves_no_traceback(tmp_path: Path) -> None:
+    process = start("--devices", "50", "--cache-dir", str(tmp_path), "--verbose")
+    assert process.stderr is not None
+    seen = ""
+    while "training" not in seen:
+        line = process.stderr.readline()
+        assert line, seen
+        seen += line
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert out == ""
+    assert err.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in err

@@ -39,7 +39,9 @@ def test_a_device_cannot_speak_for_many_nor_about_another_model() -> None:
         return encode_assessment(_counts(position))
 
     grid = InProcessGrid(app_that("assess", answer), 8)
-    outcome = assess(grid, _cohort(grid), AssessRequest(Delivery(b"now"), Delivery(b"next")), clock=grid.clock)
+    outcome = assess(
+        grid, _cohort(grid), AssessRequest(Delivery(b"now"), Delivery(b"next")), clock=grid.clock
+    )
     assert outcome.failed == {"malformed": 2}
     assert outcome.value.devices == 6
 
@@ -55,5 +57,11 @@ def test_current_and_candidate_are_delivered_apart() -> None:
     grid = InProcessGrid(app_that("assess", answer), 2)
     request = AssessRequest(Delivery(b"now"), Delivery(b"next"))
     assess(grid, _cohort(grid), request, clock=grid.clock)
-    assess(grid, _cohort(grid), request, deliver_candidate=lambda held: Delivery(b"x" + held.encode()), clock=grid.clock)
+    assess(
+        grid,
+        _cohort(grid),
+        request,
+        deliver_candidate=lambda held: Delivery(b"x" + held.encode()),
+        clock=grid.clock,
+    )
     assert set(seen) == {(b"now", b"next"), (b"now", b"x")}

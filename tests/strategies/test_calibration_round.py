@@ -32,7 +32,8 @@ def _moments(position: int) -> ChannelMoments:
 
 def _cohort(grid: InProcessGrid, digests: tuple[str, ...] = ("",)) -> tuple[DeviceHello, ...]:
     return tuple(
-        DeviceHello(node_id, "arm", 0, digests[node_id % len(digests)], 50, False) for node_id in grid.get_node_ids()
+        DeviceHello(node_id, "arm", 0, digests[node_id % len(digests)], 50, False)
+        for node_id in grid.get_node_ids()
     )
 
 
@@ -86,7 +87,9 @@ def test_a_malformed_reply_leaves_no_part_of_itself_behind() -> None:
         return reply
 
     grid = InProcessGrid(app_that("calibrate", answer), 3)
-    outcome = calibrate_ranges(grid, _cohort(grid), RangesRequest(Delivery(b"m"), LAYERS, SITES), clock=grid.clock)
+    outcome = calibrate_ranges(
+        grid, _cohort(grid), RangesRequest(Delivery(b"m"), LAYERS, SITES), clock=grid.clock
+    )
     assert outcome.failed == {"malformed": 1}
     assert outcome.value.plain["conv"] == _moments(0).merge(_moments(2))
     assert outcome.value.sample_count == 100

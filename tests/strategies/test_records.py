@@ -1,12 +1,15 @@
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from statistics_strategies import device_counts, device_moments, histograms
 
 from quantization.errors import ConfigurationError, MalformedError
-from quantization.histogram import FixedGrid
+from quantization.histogram import DyadicHistogram, FixedGrid
 from strategies.histogram_sum import HistogramSum
 from strategies.messages import (
     AssessRequest,
@@ -42,7 +45,9 @@ from strategies.wire import encode_bytes, encode_vector
 
 digests = st.text("0123456789abcdef", min_size=64, max_size=64)
 names = st.lists(st.text(max_size=9), max_size=5, unique=True).map(tuple)
-deliveries = st.builds(Delivery, st.binary(max_size=40), st.dictionaries(digests, st.binary(max_size=9), max_size=3))
+deliveries = st.builds(
+    Delivery, st.binary(max_size=40), st.dictionaries(digests, st.binary(max_size=9), max_size=3)
+)
 layer_layouts = st.dictionaries(st.text(max_size=9), st.integers(1, 9), max_size=4).map(LayerLayout.of)
 grids = st.builds(FixedGrid, st.integers(-20, 20), st.integers(-50, 50), st.integers(1, 64))
 batch_sizes = st.integers(1, 1 << 16)
@@ -80,7 +85,12 @@ def test_a_moments_request_comes_back(request: MomentsRequest) -> None:
 
 @given(
     st.builds(
-        RangesRequest, deliveries, layer_layouts, site_layouts(), st.none() | st.binary(max_size=99), batch_sizes
+        RangesRequest,
+        deliveries,
+        layer_layouts,
+        site_layouts(),
+        st.none() | st.binary(max_size=99),
+        batch_sizes,
     )
 )
 def test_a_ranges_request_comes_back(request: RangesRequest) -> None:
@@ -118,6 +128,19 @@ def test_histograms_come_back(seen: dict, x: FixedGrid, y: FixedGrid, has_grids:
     for name, grid in zip("xy", (x, y), strict=True):
         exponent = max(seen[name].exponent, grid.exponent) if has_grids else seen[name].exponent
         assert total.result()[name] == seen[name].coarsen(exponent)
+
+
+def test_replies_survive_flowers_own_serialisation() -> None:
+    layout = SiteLayout(("x",), (FixedGrid(0, 0, 4),))
+    seen = {"x": DyadicHistogram.from_values(np.float32([1, 2, 9]))}
+    reply = encode_ranges(LayerLayout((), ()), layout, seen, {}, 5)
+    back = recorddict_from_proto(recorddict_to_proto(reply))
+    objects = get_all_nested_objects(reply)
+    inflated = inflate_object_from_contents(reply.object_id, {id_: o.deflate() for id_, o in objects.items()})
+    for content in (back, inflated):
+        total = HistogramSum(layout)
+        total.add(total.check(read_histograms(content, layout)))
+        assert total.result() == seen | {"x": seen["x"].coarsen(0)}
 
 
 @given(device_counts())
@@ -174,7 +197,10 @@ def _moments_request(**arrays: object) -> RecordDict:
         (_moments_request(manifest=ConfigRecord()), "holds no arrays"),
         (_moments_request(blobs=ArrayRecord({"../x": encode_bytes(b"")})), "named by SHA-256"),
         (_moments_request(layout=ArrayRecord()), "channel_counts is missing"),
-        (_moments_request(layout=ArrayRecord({"channel_counts": encode_vector(np.array([3]))})), "expected 2"),
+        (
+            _moments_request(layout=ArrayRecord({"channel_counts": encode_vector(np.array([3]))})),
+            "expected 2",
+        ),
         (_moments_request(layout=ArrayRecord({"channel_counts": encode_vector(np.array([3, 0]))})), "1 to"),
         (_moments_request(settings=ConfigRecord({"layers": ["a", "a"], "batch_size": 1})), "twice"),
         (_moments_request(settings=ConfigRecord({"layers": ["a", "b"], "batch_size": 0})), "batch_size"),

@@ -1,0 +1,326 @@
+"""Mergeable second moments of a layer's input, exact in any order of merging.
+
+What error-compensating rounding and the exact prediction of a weight error's cost need: with x the input of one
+output value (a column of im2col), `gram` = sum x x^T and `total` = sum x. The rules:
+
+1. Sums are int64 in steps of 2^(exponent - 24), rounded once per contribution, with 2^exponent about the largest
+   mean square of a column in the lab. Integer addition is associative: a fleet's sums are the same in any order and
+   grouping, bit for bit, equal pooled data within 1e-9 relative, and can be summed under encryption.
+2. A grouped convolution keeps one matrix per group. A wide layer keeps blocks on the diagonal, `block` columns
+   each; the last block of a group may stand for fewer columns, and is zero beyond them.
+3. With `cross` the reference model ran beside: x_r is its input at the same positions, `cross` = sum x_r x^T and
+   `reference_total` = sum x_r; what refitting the weights to an already rounded prefix needs.
+4. Readers refuse what no input can have produced: wrong lengths, a negative count, a matrix that is negative along
+   some direction.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantization.arrays import FloatArray, IntArray
+from quantization.errors import IncompatibleStatsError, MalformedError
+
+FRACTION_BITS = 24
+"""Sums are kept in steps of 2^(exponent - 24)."""
+
+MAX_MAGNITUDE = 1 << 62
+"""No sum may pass this, so that adding two of them stays inside int64."""
+
+MAX_COUNT = 1 << 48
+MAX_GROUPS = 1 << 16
+MAX_COLUMNS = 1 << 16
+MAX_ELEMENTS = 1 << 26
+"""Most elements of one matrix of blocks: 512 MiB."""
+
+_HEADER = 6  # groups, columns, block, exponent, count, 1 with cross moments
+_NEGATIVE_TOLERANCE = 1e-6  # of the mean variance: float32 inputs and rounding to steps stay far below
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SecondMoments:
+    """Sums over sampled columns of a layer's input, in steps of 2^(exponent - 24) units of the input squared.
+
+    Attributes:
+        columns: Inputs of one output value within a group, K.
+        exponent: Fixes the step; both sides of a merge have the same.
+        count: Columns of im2col that were summed, per group.
+        gram: Sum of x x^T, (G, N, B, B): groups, blocks on the diagonal, columns of a block. Full where N is 1.
+        total: Sum of x, (G, N, B), in the same steps but units of the input.
+        cross: Sum of x_reference x^T, as `gram`; None where no reference ran beside.
+        reference_total: Sum of x_reference, as `total`; None where no reference ran beside.
+    """
+
+    columns: int
+    exponent: int
+    count: int
+    gram: IntArray
+    total: IntArray
+    cross: IntArray | None = None
+    reference_total: IntArray | None = None
+
+    @classmethod
+    def empty(
+        cls,
+        columns: int,
+        exponent: int,
+        *,
+        groups: int = 1,
+        block: int | None = None,
+        with_cross: bool = False,
+    ) -> "SecondMoments":
+        """Return the identity of `merge`.
+
+        Args:
+            columns: Inputs of one output value within a group, K.
+            exponent: See `exponent_for`.
+            groups: Groups of a convolution, G.
+            block: Columns of a block on the diagonal; None for the full matrix.
+            with_cross: Whether a reference model runs beside.
+        """
+        width = min(columns, block or columns)
+        if not (0 < columns <= MAX_COLUMNS and 0 < groups <= MAX_GROUPS and width > 0):
+            raise MalformedError(
+                f"second moments of {groups} groups of {columns} columns in blocks of {block}"
+            )
+        blocks = -(-columns // width)
+        if groups * blocks * width * width > MAX_ELEMENTS:
+            raise MalformedError(f"{groups} x {blocks} blocks of {width} columns; choose narrower blocks")
+        if not -126 <= exponent <= 127:
+            raise MalformedError(f"exponent {exponent} of second moments is not in -126 to 127")
+        gram = np.zeros((groups, blocks, width, width), np.int64)
+        total = np.zeros((groups, blocks, width), np.int64)
+        cross, reference_total = (gram, total) if with_cross else (None, None)
+        return cls(columns, exponent, 0, gram, total, cross, reference_total)
+
+    def add_columns(self, x: FloatArray, reference: FloatArray | None = None) -> "SecondMoments":
+        """Return the sums with these columns added.
+
+        Args:
+            x: (G, P, K): for each group, P columns of im2col (`im2col.sample_columns`).
+            reference: The reference model's columns at the same positions, likewise; required with, and refused
+                without, cross moments.
+
+        Raises:
+            MalformedError: If the shapes do not fit, or a value is not finite or too large for the exponent.
+        """
+        if x.shape != (self.groups, x.shape[1], self.columns) or not np.isfinite(x).all():
+            raise MalformedError(
+                f"columns of shape {x.shape} must be finite and ({self.groups}, P, {self.columns})"
+            )
+        if (reference is None) != (self.cross is None) or (
+            reference is not None and reference.shape != x.shape
+        ):
+            raise MalformedError("cross moments take a reference of the shape of x, plain ones take none")
+        blocks = self._blocked(x)
+        added = replace(
+            self,
+            count=x.shape[1],
+            gram=self._in_steps(np.swapaxes(blocks, 2, 3) @ blocks),
+            total=self._in_steps(blocks.sum(2)),
+        )
+        if reference is not None:
+            reference_blocks = self._blocked(reference)
+            if not np.isfinite(reference).all():
+                raise MalformedError("columns of the reference must be finite")
+            added = replace(
+                added,
+                cross=self._in_steps(np.swapaxes(reference_blocks, 2, 3) @ blocks),
+                reference_total=self._in_steps(reference_blocks.sum(2)),
+            )
+        return self.merge(added)
+
+    def merge(self, other: "SecondMoments") -> "SecondMoments":
+        """Return the sums over both sides' columns.
+
+        Raises:
+            IncompatibleStatsError: If shapes, exponents or kinds differ, or a sum would leave 62 bits.
+        """
+        if self._parameters() != other._parameters():
+            raise IncompatibleStatsError(
+                f"second moments (columns, exponent, blocks, cross) {self._parameters()} cannot merge with"
+                f" {other._parameters()}"
+            )
+        cross = reference_total = None
+        if self.cross is not None and other.cross is not None:
+            cross = _added(self.cross, other.cross)
+        if self.reference_total is not None and other.reference_total is not None:
+            reference_total = _added(self.reference_total, other.reference_total)
+        return SecondMoments(
+            self.columns,
+            self.exponent,
+            self.count + other.count,
+            _added(self.gram, other.gram),
+            _added(self.total, other.total),
+            cross,
+            reference_total,
+        )
+
+    @property
+    def groups(self) -> int:
+        """Groups of the convolution, G."""
+        return int(self.gram.shape[0])
+
+    @property
+    def block(self) -> int:
+        """Columns of a block on the diagonal, B; `columns` where the matrix is full."""
+        return int(self.gram.shape[2])
+
+    def mean(self) -> NDArray[np.float64]:
+        """Return the mean of x, (G, N, B)."""
+        return self._per_column(self.total)
+
+    def reference_mean(self) -> NDArray[np.float64]:
+        """Return the mean of x_reference, (G, N, B)."""
+        return self._per_column(_present(self.reference_total))
+
+    def covariance(self) -> NDArray[np.float64]:
+        """Return the covariance of x, (G, N, B, B): H about the mean, for layers whose bias absorbs a mean."""
+        mean = self.mean()
+        return self._per_column(self.gram) - mean[..., :, None] * mean[..., None, :]
+
+    def mean_square(self) -> NDArray[np.float64]:
+        """Return the mean of x x^T, (G, N, B, B): H / count."""
+        return self._per_column(self.gram)
+
+    def cross_covariance(self) -> NDArray[np.float64]:
+        """Return the covariance of x_reference (rows) and x (columns), (G, N, B, B)."""
+        means = self.reference_mean()[..., :, None] * self.mean()[..., None, :]
+        return self._per_column(_present(self.cross)) - means
+
+    def cross_mean_square(self) -> NDArray[np.float64]:
+        """Return the mean of x_reference x^T, (G, N, B, B): C / count."""
+        return self._per_column(_present(self.cross))
+
+    def check_plausible(self, reference: "SecondMoments", limit: float = 64.0) -> None:
+        """Refuse a contribution with far more energy than the lab's, which would drown all others.
+
+        Args:
+            reference: The lab's moments of the same layer.
+            limit: Greatest ratio of mean squares, summed over the columns of a group.
+
+        Raises:
+            MalformedError: If a group's mean square is above `limit` times the reference's.
+        """
+        energy, usual = (np.trace(m.mean_square(), axis1=2, axis2=3).sum(1) for m in (self, reference))
+        if energy.shape != usual.shape or np.any(energy > limit * np.maximum(usual, usual.mean() * 1e-3)):
+            worst = float(np.max(energy / np.maximum(usual, np.finfo(float).tiny)))
+            raise MalformedError(
+                f"second moments with {worst:.3g} times the lab's energy; at most {limit:g} pass"
+            )
+
+    def to_array(self) -> IntArray:
+        """Return every field as one int64 vector; a symmetric matrix travels as its upper triangle."""
+        rows, cols = np.triu_indices(self.block)
+        header = [
+            self.groups,
+            self.columns,
+            self.block,
+            self.exponent,
+            self.count,
+            int(self.cross is not None),
+        ]
+        parts = [np.array(header, np.int64), self.gram[:, :, rows, cols].ravel(), self.total.ravel()]
+        if self.cross is not None and self.reference_total is not None:
+            parts += [self.cross.ravel(), self.reference_total.ravel()]
+        return np.concatenate(parts)
+
+    @classmethod
+    def from_array(cls, array: IntArray) -> "SecondMoments":
+        """Return the moments that `to_array` wrote.
+
+        Raises:
+            MalformedError: If no columns can have these sums, or the vector is not one of `to_array`.
+        """
+        if array.ndim != 1 or array.dtype != np.int64 or array.size < _HEADER:
+            raise MalformedError(f"second moments are an int64 vector, not {array.dtype} of {array.shape}")
+        groups, columns, block, exponent, count, with_cross = (int(v) for v in array[:_HEADER])
+        if with_cross not in (0, 1) or not 0 <= count <= MAX_COUNT or not 0 < block <= columns:
+            raise MalformedError(f"second moments with count {count}, block {block} and cross {with_cross}")
+        if (
+            columns > 0 and groups > 0 and array.size < _HEADER + groups * columns
+        ):  # before anything is allocated
+            raise MalformedError(f"{array.size} elements cannot be moments of {groups} x {columns} columns")
+        shape = cls.empty(columns, exponent, groups=groups, block=block, with_cross=bool(with_cross))
+        moments = shape._read_body(array[_HEADER:], count)
+        moments._check_possible()
+        return moments
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SecondMoments) and np.array_equal(self.to_array(), other.to_array())
+
+    __hash__ = None  # type: ignore[assignment]  # holds arrays
+
+    def _parameters(self) -> tuple[object, ...]:
+        return self.columns, self.exponent, self.gram.shape, self.cross is not None
+
+    def _per_column(self, sums: IntArray) -> NDArray[np.float64]:
+        return sums * (2.0 ** (self.exponent - FRACTION_BITS) / max(self.count, 1))
+
+    def _blocked(self, x: FloatArray) -> NDArray[np.float64]:
+        """Return (G, P, K) as float64 (G, N, P, B), zero beyond the last column."""
+        groups, samples, columns = x.shape
+        blocks = self.gram.shape[1]
+        padded = np.zeros((groups, samples, blocks * self.block))
+        padded[..., :columns] = x
+        return np.moveaxis(padded.reshape(groups, samples, blocks, self.block), 2, 1)
+
+    def _in_steps(self, sums: NDArray[np.float64]) -> IntArray:
+        steps = np.rint(np.ldexp(sums, FRACTION_BITS - self.exponent))
+        if np.any(np.abs(steps) > MAX_MAGNITUDE):
+            raise MalformedError(f"inputs too large for second moments with exponent {self.exponent}")
+        return steps.astype(np.int64)
+
+    def _read_body(self, body: IntArray, count: int) -> "SecondMoments":
+        rows, cols = np.triu_indices(self.block)
+        sizes = [self.total.size // self.block * rows.size, self.total.size]
+        sizes += [self.gram.size, self.total.size] if self.cross is not None else []
+        if body.size != sum(sizes):
+            raise MalformedError(f"{body.size} sums where {sum(sizes)} are expected")
+        if int(body.min()) < -MAX_MAGNITUDE or int(body.max()) > MAX_MAGNITUDE:
+            raise MalformedError("second moments with sums beyond 62 bits")
+        parts = np.split(body, np.cumsum(sizes)[:-1])
+        gram = np.empty_like(self.gram)
+        gram[:, :, rows, cols] = gram[:, :, cols, rows] = parts[0].reshape(*self.gram.shape[:2], -1)
+        total = parts[1].reshape(self.total.shape)
+        if self.cross is None:
+            return replace(self, count=count, gram=gram, total=total)
+        cross, reference_total = parts[2].reshape(gram.shape), parts[3].reshape(total.shape)
+        return SecondMoments(self.columns, self.exponent, count, gram, total, cross, reference_total)
+
+    def _check_possible(self) -> None:
+        """Refuse sums that no columns have: of none, beyond the last column, or negative along a direction."""
+        filling = self.block * self.gram.shape[1] - self.columns
+        beyond = self.gram[:, -1, self.block - filling :], self.total[:, -1, self.block - filling :]
+        if any(part.any() for part in beyond) or (self.count == 0 and (self.gram.any() or self.total.any())):
+            raise MalformedError("second moments of columns that are not there")
+        covariance = self.covariance()
+        scale = np.trace(self.mean_square(), axis1=2, axis2=3) / self.block
+        slack = _NEGATIVE_TOLERANCE * scale + 2.0 ** (self.exponent - FRACTION_BITS)
+        covariance[..., np.arange(self.block), np.arange(self.block)] += slack[..., None]
+        try:
+            np.linalg.cholesky(covariance)
+        except np.linalg.LinAlgError as error:
+            raise MalformedError("second moments that are negative along some direction") from error
+
+
+def exponent_for(mean_square: float) -> int:
+    """Return the exponent of the least power of two >= a layer's largest mean square in the lab (0 for none)."""
+    return int(np.clip(np.ceil(np.log2(mean_square)), -126, 127)) if mean_square > 0 else 0
+
+
+def _present(sums: IntArray | None) -> IntArray:
+    if sums is None:
+        raise IncompatibleStatsError("these second moments hold no cross moments: no reference ran beside")
+    return sums
+
+
+def _added(a: IntArray, b: IntArray) -> IntArray:
+    """Return a + b, both within MAX_MAGNITUDE, refusing a result beyond it."""
+    result = a + b
+    if result.size and (int(result.max()) > MAX_MAGNITUDE or int(result.min()) < -MAX_MAGNITUDE):
+        raise IncompatibleStatsError(
+            "the merged sums would leave 62 bits; start a new round with fewer devices"
+        )
+    return result
