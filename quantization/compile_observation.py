@@ -34,6 +34,7 @@ from quantization.layer_weights import (
 )
 from quantization.moments import ChannelReference
 from quantization.policy import Policy
+from quantization.renormalization import MAX_GAIN
 from quantization.skeleton import CompiledGraph, SkeletonWriter
 
 VALUES_PER_EXAMPLE = 128
@@ -202,9 +203,7 @@ def _compile_plain(draft: Draft, plan: GraphPlan) -> CompiledGraph:
     for node in draft.nodes:
         layer = writer.write(node, node.output)
         if layer is not None and layer.is_corrected:
-            unit = f"{layer.weight}:scale"  # any (C,) will do: the normalised values themselves are not read
-            target = f"{layer.raw_output}:unread"
-            writer.normalise(layer, (unit, unit), source=layer.raw_output, target=target, epsilon=1.0)
+            writer.observe(layer, f"{layer.weight}:scale", source=layer.raw_output)
         for name in node.output:
             if name in sites:
                 writer.sample(sites[name])
@@ -227,12 +226,15 @@ def _compile_normalizing(
             writer.skeleton.external(
                 name, np.float32, shape, "reference", offset + 4 * index * corrected.channels
             )
-        spread = float(np.sqrt(np.mean(references[corrected.name].std ** 2)))
-        epsilon = (DEAD_SPREAD * spread) ** 2
-        source = f"{corrected.raw_output}:raw"
-        writer.normalise(corrected, names, source=source, target=corrected.raw_output, epsilon=epsilon)
+        writer.observe(corrected, names[0], source=f"{corrected.raw_output}:raw")
+        writer.restore(corrected, names, epsilon=_epsilon(references[corrected.name]))
         offset += 8 * corrected.channels
     return writer.skeleton.finish(writer.outputs)
+
+
+def _epsilon(reference: ChannelReference) -> float:
+    """Return what is added to a variance before its root: nothing that counts beside the layer's own."""
+    return float(DEAD_SPREAD**2 * np.mean(reference.std**2)) / MAX_GAIN**2
 
 
 class _ObservationWriter:
@@ -254,27 +256,22 @@ class _ObservationWriter:
         self.skeleton.keep(node, inputs, outputs)
         return layer
 
-    def normalise(
-        self, layer: Layer, parameters: tuple[str, str], *, source: str, target: str, epsilon: float
-    ) -> None:
-        """Append the node that normalises `source` by its own moments, and output these.
+    def observe(self, layer: Layer, any_channels: str, *, source: str) -> None:
+        """Output the moments of `source` in this batch, and how many values each channel has.
 
         Args:
             layer: Whose raw output this is.
-            parameters: Tensors (C,) with the deviation and the mean to give it.
-            source: Tensor to normalise.
-            target: Tensor to write.
-            epsilon: Added to the variance before its root.
+            any_channels: Any tensor (C,): the values that the operator normalises are not read.
+            source: Tensor to observe.
         """
-        scale, bias = parameters
         mean, variance, count = (f"{kind}:{layer.name}" for kind in ("mean", "var", "count"))
         self.skeleton.add(
             "BatchNormalization",
-            [source, scale, bias, bias, scale],  # momentum 0: the running moments that go in do not come out
-            [target, mean, variance],
+            [source, *[any_channels] * 4],  # momentum 0: the running moments that go in do not come out
+            [f"{layer.raw_output}:unread", mean, variance],
             training_mode=1,
             momentum=0.0,
-            epsilon=epsilon,
+            epsilon=1.0,
         )
         self.output(mean, TensorProto.FLOAT, [layer.channels])
         self.output(variance, TensorProto.FLOAT, [layer.channels])
@@ -282,6 +279,31 @@ class _ObservationWriter:
         self.skeleton.constant(f"{count}:channels", np.array(layer.channels, np.int64))
         self.skeleton.add("Div", [f"{count}:all", f"{count}:channels"], [count])
         self.output(count, TensorProto.INT64, [])
+
+    def restore(self, layer: Layer, parameters: tuple[str, str], *, epsilon: float) -> None:
+        """Give a layer's raw output the reference's moments in the place of the batch's own.
+
+        As in `renormalization.restore`, no channel is amplified or damped by more than MAX_GAIN.
+
+        Args:
+            layer: The layer, observed before.
+            parameters: Tensors (C,) with the reference's deviation and mean.
+            epsilon: Added to the variance before its root.
+        """
+        std, mean = parameters
+        square, ratio, bounded = (f"{layer.name}:{kind}" for kind in ("square", "ratio", "bounded"))
+        self.skeleton.constant("gain:lowest", np.array(MAX_GAIN**-2, np.float32))
+        self.skeleton.constant("gain:highest", np.array(MAX_GAIN**2, np.float32))
+        self.skeleton.add("Mul", [std, std], [square])
+        self.skeleton.add("Div", [f"var:{layer.name}", square], [ratio])
+        self.skeleton.add("Clip", [ratio, "gain:lowest", "gain:highest"], [f"{ratio}:clipped"])
+        self.skeleton.add("Mul", [f"{ratio}:clipped", square], [bounded])
+        self.skeleton.add(
+            "BatchNormalization",
+            [f"{layer.raw_output}:raw", std, mean, f"mean:{layer.name}", bounded],
+            [layer.raw_output],
+            epsilon=epsilon,
+        )
 
     def sample(self, site: Site) -> None:
         """Output a strided sample of a site's values with their exact minimum and maximum."""

@@ -21,6 +21,11 @@ from quantization.errors import ConfigurationError
 from quantization.moments import ChannelMoments, ChannelReference
 
 
+MAX_GAIN = 4.0
+"""Bound of a channel's gain and of its inverse. A channel whose input went silent holds no signal to amplify; a uniform
+change of gain beyond the bound is restored by the layers behind, each as far."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ChannelCorrection:
     """An affine change of a layer's output, z' = gain * z + offset, per channel.
@@ -94,7 +99,7 @@ class DriftRule:
 
     min_significance: float = 3.0
     min_size: float = 0.1
-    max_gain: float = 16.0
+    max_gain: float = MAX_GAIN
     prior_std: float = 0.25
 
 

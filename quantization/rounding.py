@@ -1,51 +1,27 @@
-"""Codes of a layer's weights that cost its output least, given the second moments of its input.
+"""Codes of weights that cost a layer's output least, given the second moments of its input.
 
-With W (R, K) the rows of a layer's weight, one per output channel, H = E[x x^T] (K, K) of its input and scales s (R,),
-the loss of codes Q is exact: the mean square error of output r is d_r H d_r^T with d_r = w_r - s_r q_r. With H about the mean
-it is the error that is left once the bias has absorbed the mean one. The steps, each of which lowers it:
+With W the rows of a weight, one per output channel, H = E[x x^T] of what they meet and a scale s per row, the loss of
+codes Q is exact: the mean square error of an output is d H d^T with d = w - s q. (With H about the mean it is what
+is left once the bias has absorbed the mean error.) The steps, each lower than the one before:
 
-1. `round_to_nearest`: where everything starts.
-2. `compensating_codes`: column by column, each column's error is spread over those not yet rounded (GPTQ,
-   arXiv:2210.17323, with its Cholesky form, damping and order by activation).
-3. `descend`: coordinate descent on the codes; each code moves to the value that is best given all others, until
-   sweeps change nothing. `optimal_scales` alternates with it: s = (w H q) / (q H q).
+1. `round_to_nearest`.
+2. `compensating_codes`: each column's error is spread over the columns not yet rounded (GPTQ, arXiv:2210.17323).
+3. `descend`: coordinate descent; each code moves to the value that is best given all others, until a sweep changes
+   nothing. `optimal_scales` alternates with it.
 
-Codes may have a *price*: bits of storage times a multiplier. Steps 2 and 3 then minimise loss + price, which an entropy
-coder behind them turns into bytes.
+Codes may have a *price*: what an entropy coder makes of them, in units of the loss. Steps 2 and 3 then minimise loss plus
+price. Everything is batched over M matrices: the groups of a convolution, the blocks of a wide layer.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantization.errors import ConfigurationError
 
-Matrix = NDArray[np.float64]
-"""Real values, float64: (R, K) weights, (K, K) moments, (R,) scales."""
+RealArray = NDArray[np.float64]
+"""Weights (M, R, K), moments (M, K, K), scales (M, R), and codes while they are worked on."""
 
 _BLOCK = 64  # columns between updates of everything behind them: keeps what a column touches in cache
-_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RoundedRows:
-    """Codes of weight rows and what they cost.
-
-    Attributes:
-        codes: (R, K), int8, in [-qmax, qmax].
-        scale: Step of each row, (R,), float64 that holds float32 values.
-        loss: Mean square error of each output, (R,), in units of the output squared.
-    """
-
-    codes: NDArray[np.int8]
-    scale: Matrix
-    loss: Matrix
-
-    @property
-    def values(self) -> Matrix:
-        """The weights that the codes stand for, (R, K)."""
-        return self.codes * self.scale[:, None]
 
 
 def greatest_code(bit_width: int) -> int:
@@ -55,170 +31,207 @@ def greatest_code(bit_width: int) -> int:
     return (1 << (bit_width - 1)) - 1
 
 
-def row_losses(error: Matrix, moments: Matrix) -> Matrix:
-    """Return d H d^T of each row of `error`, (R,): exact, in units of the output squared.
+def row_losses(error: RealArray, moments: RealArray) -> RealArray:
+    """Return d H d^T of each row, (M, R): exact, in units of the output squared.
 
     Args:
-        error: W minus the weights that stand for it, (R, K).
-        moments: H, (K, K).
+        error: W minus the weights that stand for it, (M, R, K).
+        moments: H, (M, K, K).
     """
-    return np.maximum(np.einsum("rk,rk->r", error @ moments, error), 0.0)
+    return np.maximum(np.einsum("mrk,mrk->mr", error @ moments, error), 0.0)
 
 
-def damped(moments: Matrix, damping: float = 0.01) -> Matrix:
-    """Return H + l I, with l `damping` times the mean of the diagonal, and 1 where H is all zero.
+def damped(moments: RealArray, damping: float = 0.01) -> RealArray:
+    """Return H + l I, with l `damping` times the mean of H's diagonal, or 1 where H is all zero.
 
-    GPTQ's remedy (section 3.3) against directions that the calibration data never took.
+    GPTQ's remedy (arXiv:2210.17323, section 3.3) for directions that no calibration input takes.
     """
-    mean = float(np.trace(moments)) / len(moments)
-    return moments + np.eye(len(moments)) * (damping * mean if mean > 0 else 1.0)
+    size = moments.shape[-1]
+    mean = np.trace(moments, axis1=-2, axis2=-1) / size
+    added = np.where(mean > 0, damping * mean, 1.0)
+    return np.asarray(moments + np.eye(size) * added[..., None, None], np.float64)
 
 
-def round_to_nearest(weights: Matrix, scale: Matrix, bit_width: int) -> NDArray[np.float64]:
-    """Return the nearest code of each weight, (R, K), as float64; ties round to even."""
+def round_to_nearest(weights: RealArray, scale: RealArray, bit_width: int) -> RealArray:
+    """Return the nearest code of each weight, (M, R, K); ties round to even."""
     qmax = greatest_code(bit_width)
-    return np.clip(np.rint(weights / scale[:, None]), -qmax, qmax)
+    return np.clip(np.rint(weights / scale[..., None]), -qmax, qmax)
 
 
 def compensating_codes(
-    weights: Matrix,
-    scale: Matrix,
-    moments: Matrix,
+    weights: RealArray,
+    scale: RealArray,
+    moments: RealArray,
     bit_width: int,
     *,
-    price: Matrix | None = None,
+    price: RealArray | None = None,
     is_ordered: bool = True,
-) -> NDArray[np.float64]:
-    """Return codes rounded column by column, each column's error spread over the columns behind it, (R, K).
+) -> RealArray:
+    """Return codes rounded column by column, each error spread over the columns behind it, (M, R, K).
 
-    Algorithm 1 of GPTQ (arXiv:2210.17323) for all rows at once: with U the upper Cholesky factor of H^-1, rounding
-    column j costs e^2 for e = (w_j - s q_j) / U_jj, and the rest moves by -e U_j.
+    Algorithm 1 of GPTQ (arXiv:2210.17323), all rows at once: with U the upper Cholesky factor of H^-1, rounding
+    column j costs e^2 for e = (w_j - s q_j) / U_jj, and what is left of the row moves by -e U_j.
 
     Args:
-        weights: W, (R, K).
-        scale: (R,).
-        moments: H, (K, K), positive definite: see `damped`.
+        weights: W, (M, R, K).
+        scale: Steps, (M, R).
+        moments: H, (M, K, K), positive definite: see `damped`.
         bit_width: 2 to 8.
-        price: Price of each code -qmax to qmax, (2 qmax + 1,), in units of the loss; None for none.
+        price: Price of the codes -qmax to qmax in each row, (R, 2 qmax + 1), in units of the loss; None for none.
         is_ordered: Round the columns with the largest H_jj first.
     """
     qmax = greatest_code(bit_width)
-    columns = weights.shape[1]
-    order = np.argsort(-np.diagonal(moments), kind="stable") if is_ordered else np.arange(columns)
-    rest = np.array(weights[:, order], np.float64)
-    upper = np.linalg.cholesky(np.linalg.inv(moments[np.ix_(order, order)])).T
+    columns = weights.shape[-1]
+    diagonal = np.diagonal(moments, axis1=1, axis2=2)
+    order = (
+        np.argsort(-diagonal, axis=1, kind="stable")
+        if is_ordered
+        else np.tile(np.arange(columns), (len(weights), 1))
+    )
+    inverse = np.linalg.inv(
+        np.take_along_axis(np.take_along_axis(moments, order[:, :, None], 1), order[:, None], 2)
+    )
+    upper = np.swapaxes(np.linalg.cholesky(inverse), 1, 2)
+    rest = np.take_along_axis(weights, order[:, None], 2).astype(np.float64)
     codes = np.empty_like(rest)
     for start in range(0, columns, _BLOCK):
         end = min(start + _BLOCK, columns)
-        errors = np.empty((len(rest), end - start))
+        errors = np.empty((*rest.shape[:2], end - start))
         for j in range(start, end):
-            codes[:, j] = _best_codes(rest[:, j] / scale, scale / upper[j, j], qmax, price)
-            errors[:, j - start] = (rest[:, j] - scale * codes[:, j]) / upper[j, j]
-            rest[:, j + 1 : end] -= errors[:, j - start, None] * upper[j, j + 1 : end]
-        rest[:, end:] -= errors @ upper[start:end, end:]
+            pivot = upper[:, j, j, None]
+            codes[..., j] = _best_codes(rest[..., j] / scale, scale / pivot, qmax, price)
+            errors[..., j - start] = error = (rest[..., j] - scale * codes[..., j]) / pivot
+            rest[..., j + 1 : end] -= error[..., None] * upper[:, None, j, j + 1 : end]
+        rest[..., end:] -= errors @ upper[:, start:end, end:]
     result = np.empty_like(codes)
-    result[:, order] = codes
+    np.put_along_axis(result, np.broadcast_to(order[:, None], codes.shape), codes, 2)
     return result
 
 
 def descend(
-    weights: Matrix,
-    scale: Matrix,
-    codes: NDArray[np.float64],
-    moments: Matrix,
+    weights: RealArray,
+    scale: RealArray,
+    codes: RealArray,
+    moments: RealArray,
     bit_width: int,
     *,
-    price: Matrix | None = None,
+    price: RealArray | None = None,
     sweeps: int = 4,
-) -> NDArray[np.float64]:
-    """Return codes after coordinate descent on d H d^T plus price, (R, K): no row's sum ever grows.
+) -> RealArray:
+    """Return codes after coordinate descent on d H d^T plus price, (M, R, K): no row's sum grows.
 
-    Given all other codes, the best real value of weight j is s q_j + (d H)_j / H_jj, and the best code is the
-    nearest to it (or, with prices, the cheapest of the two next to it and the one nearer to 0).
+    Given all other codes of a row, the best real value of code j is q_j + (d H)_j / (s H_jj), and the best code is
+    the nearest to it (or the cheapest of those in question, where codes have prices).
 
     Args:
-        weights: W, (R, K).
-        scale: (R,).
-        codes: Where to start, (R, K).
-        moments: H, (K, K), positive diagonal.
+        weights: W, (M, R, K).
+        scale: Steps, (M, R).
+        codes: Where to start, (M, R, K).
+        moments: H, (M, K, K), with a positive diagonal.
         bit_width: 2 to 8.
         price: As in `compensating_codes`.
-        sweeps: Most passes over the columns; it ends early where a pass changes nothing.
+        sweeps: Most passes over the columns; it ends where one changes nothing.
     """
     qmax = greatest_code(bit_width)
     codes = codes.copy()
-    error = weights - scale[:, None] * codes
-    diagonal = np.diagonal(moments)
-    curvature = np.sqrt(diagonal)
+    error = weights - scale[..., None] * codes
+    diagonal = np.diagonal(moments, axis1=1, axis2=2)
     for _ in range(sweeps):
-        before = codes.copy()
-        for start in range(0, weights.shape[1], _BLOCK):
-            end = min(start + _BLOCK, weights.shape[1])
-            slope = error @ moments[:, start:end]
+        is_changed = False
+        for start in range(0, weights.shape[-1], _BLOCK):
+            end = min(start + _BLOCK, weights.shape[-1])
+            slope = error @ moments[..., start:end]
             for j in range(start, end):
-                ideal = codes[:, j] + slope[:, j - start] / (diagonal[j] * scale)
-                best = _best_codes(ideal, scale * curvature[j], qmax, price, codes[:, j])
-                moved = scale * (codes[:, j] - best)
-                codes[:, j] = best
-                error[:, j] += moved
-                slope += moved[:, None] * moments[j, start:end]
-        if np.array_equal(before, codes):
+                curvature = diagonal[:, j, None]
+                ideal = codes[..., j] + slope[..., j - start] / (curvature * scale)
+                best = _best_codes(ideal, scale * np.sqrt(curvature), qmax, price, codes[..., j])
+                moved = scale * (codes[..., j] - best)
+                if not moved.any():
+                    continue
+                is_changed = True
+                codes[..., j] = best
+                error[..., j] += moved
+                slope += moved[..., None] * moments[:, None, j, start:end]
+        if not is_changed:
             break
     return codes
 
 
-def optimal_scales(weights: Matrix, codes: NDArray[np.float64], moments: Matrix, scale: Matrix) -> Matrix:
-    """Return the scales that minimise d H d^T for these codes, (R,): s = (w H q) / (q H q).
+def optimal_scales(weights: RealArray, codes: RealArray, moments: RealArray, scale: RealArray) -> RealArray:
+    """Return the steps that minimise d H d^T for these codes, (M, R): s = (w H q) / (q H q), rounded to float32.
 
-    A row whose codes are all zero, or whose optimum is not positive, keeps its scale.
+    Where a row spans several matrices (blocks of a wide layer), see `shared_scales`.
 
     Args:
-        weights: W, (R, K).
-        codes: Q, (R, K).
-        moments: H, (K, K).
-        scale: What such rows keep, (R,).
+        weights: W, (M, R, K).
+        codes: Q, (M, R, K).
+        moments: H, (M, K, K).
+        scale: Kept by rows without codes or without a positive optimum, (M, R).
     """
+    return shared_scales(weights, codes, moments, scale, blocks=1)
+
+
+def shared_scales(
+    weights: RealArray, codes: RealArray, moments: RealArray, scale: RealArray, *, blocks: int
+) -> RealArray:
+    """Return `optimal_scales` where each row lies in `blocks` consecutive matrices, with one step for all of them."""
     weighted = codes @ moments
-    above = np.einsum("rk,rk->r", weighted, weights)
-    below = np.einsum("rk,rk->r", weighted, codes)
+    above, below = (
+        np.einsum("mrk,mrk->mr", weighted, other).reshape(-1, blocks, scale.shape[1]).sum(1)
+        for other in (weights, codes)
+    )
+    kept = scale.reshape(-1, blocks, scale.shape[1])[:, 0]
     is_defined = (below > 0) & (above > 0)
-    best = np.where(is_defined, above / np.where(below > 0, below, 1.0), scale)
-    return np.maximum(best, _SMALLEST_SCALE).astype(np.float32).astype(np.float64)
+    best = np.where(is_defined, above / np.where(below > 0, below, 1.0), kept)
+    return np.repeat(as_float32(best), blocks, axis=0)
 
 
-def refit(weights: Matrix, moments: Matrix, cross: Matrix, damping: float = 0.01) -> Matrix:
-    """Return the weights that restore the reference's outputs from inputs behind rounded layers, (R, K).
+def as_float32(scale: RealArray) -> RealArray:
+    """Return steps as float64 that hold what float32 can, so that codes are chosen for the steps that are stored."""
+    return np.maximum(scale, np.finfo(np.float32).tiny).astype(np.float32).astype(np.float64)
 
-    W* = W (C + l I)(H + l I)^-1: least squares of W x_reference on x, held near W by l, `damping` times the mean of
-    H's diagonal.
+
+def refit(weights: RealArray, moments: RealArray, cross: RealArray, damping: float = 0.01) -> RealArray:
+    """Return the weights that restore the reference's outputs from inputs behind rounded layers, (M, R, K).
+
+    W* = W (C + l I)(H + l I)^-1: least squares of W x_reference on x, held near W by l.
 
     Args:
-        weights: W, (R, K).
-        moments: H = E[x x^T] of what the layer gets now, (K, K).
-        cross: C = E[x_reference x^T], (K, K).
-        damping: Share of the mean of H's diagonal.
+        weights: W, (M, R, K).
+        moments: H = E[x x^T] of what the layer gets now, (M, K, K).
+        cross: C = E[x_reference x^T], (M, K, K).
+        damping: l as a share of the mean of H's diagonal.
     """
     held = damped(moments, damping)
-    return np.asarray(np.linalg.solve(held, (weights @ (cross + (held - moments))).T).T, np.float64)
+    wanted = weights @ (cross + (held - moments))
+    return np.asarray(np.swapaxes(np.linalg.solve(held, np.swapaxes(wanted, 1, 2)), 1, 2), np.float64)
 
 
 def _best_codes(
-    ideal: Matrix, weight: Matrix, qmax: int, price: Matrix | None, current: NDArray[np.float64] | None = None
-) -> NDArray[np.float64]:
-    """Return the code nearest to `ideal`, or the cheapest of those that come into question.
+    ideal: RealArray,
+    curvature: RealArray,
+    qmax: int,
+    price: RealArray | None,
+    current: RealArray | None = None,
+) -> RealArray:
+    """Return the code nearest to `ideal`, or the cheapest of those in question where codes have prices, (M, R).
 
     Args:
-        ideal: Real values in units of the scale, (R,).
-        weight: Root of what a squared step of error costs, (R,).
+        ideal: Real values in steps, (M, R).
+        curvature: Root of what the square of an error of one step costs, (M, R).
         qmax: Greatest code.
-        price: Price of each code; None for none.
-        current: Codes that count among the candidates, so that no choice is worse than to stay.
+        price: Price of the codes of each row, (R, 2 qmax + 1).
+        current: A code that is among the candidates, so that no choice is worse than to stay.
     """
     nearest = np.clip(np.rint(ideal), -qmax, qmax)
     if price is None:
         return nearest
-    candidates = [nearest, np.clip(np.trunc(ideal), -qmax, qmax), np.zeros_like(nearest)]
-    candidates += [] if current is None else [current]
-    choices = np.stack(candidates)
-    costs = np.square((choices - ideal) * weight) + price[choices.astype(np.int64) + qmax]
-    return np.take_along_axis(choices, costs.argmin(0)[None], 0)[0]
+    rows = np.arange(ideal.shape[1])
+    best = nearest
+    best_cost = np.square((nearest - ideal) * curvature) + price[rows, nearest.astype(np.int64) + qmax]
+    inner = np.clip(np.trunc(ideal), -qmax, qmax)
+    for candidate in (inner, current):
+        if candidate is not None:
+            cost = np.square((candidate - ideal) * curvature) + price[rows, candidate.astype(np.int64) + qmax]
+            best, best_cost = np.where(cost < best_cost, candidate, best), np.minimum(cost, best_cost)
+    return best

@@ -47,7 +47,7 @@ class SecondMoments:
         exponent: Fixes the step; both sides of a merge have the same.
         count: Columns of im2col that were summed, per group.
         gram: Sum of x x^T, (G, N, B, B): groups, blocks on the diagonal, columns of a block. Full where N is 1.
-        total: Sum of x, (G, N, B), in the same steps but units of the input.
+        total: Sum of x, (G, N, B), in steps of 2^(ceil(exponent / 2) - 24) units of the input.
         cross: Sum of x_reference x^T, as `gram`; None where no reference ran beside.
         reference_total: Sum of x_reference, as `total`; None where no reference ran beside.
     """
@@ -117,8 +117,8 @@ class SecondMoments:
         added = replace(
             self,
             count=x.shape[1],
-            gram=self._in_steps(np.swapaxes(blocks, 2, 3) @ blocks),
-            total=self._in_steps(blocks.sum(2)),
+            gram=self._in_steps(np.swapaxes(blocks, 2, 3) @ blocks, self.exponent),
+            total=self._in_steps(blocks.sum(2), self._total_exponent),
         )
         if reference is not None:
             reference_blocks = self._blocked(reference)
@@ -126,8 +126,8 @@ class SecondMoments:
                 raise MalformedError("columns of the reference must be finite")
             added = replace(
                 added,
-                cross=self._in_steps(np.swapaxes(reference_blocks, 2, 3) @ blocks),
-                reference_total=self._in_steps(reference_blocks.sum(2)),
+                cross=self._in_steps(np.swapaxes(reference_blocks, 2, 3) @ blocks, self.exponent),
+                reference_total=self._in_steps(reference_blocks.sum(2), self._total_exponent),
             )
         return self.merge(added)
 
@@ -169,29 +169,29 @@ class SecondMoments:
 
     def mean(self) -> NDArray[np.float64]:
         """Return the mean of x, (G, N, B)."""
-        return self._per_column(self.total)
+        return self._per_column(self.total, self._total_exponent)
 
     def reference_mean(self) -> NDArray[np.float64]:
         """Return the mean of x_reference, (G, N, B)."""
-        return self._per_column(_present(self.reference_total))
+        return self._per_column(_present(self.reference_total), self._total_exponent)
 
     def covariance(self) -> NDArray[np.float64]:
         """Return the covariance of x, (G, N, B, B): H about the mean, for layers whose bias absorbs a mean."""
         mean = self.mean()
-        return self._per_column(self.gram) - mean[..., :, None] * mean[..., None, :]
+        return self._per_column(self.gram, self.exponent) - mean[..., :, None] * mean[..., None, :]
 
     def mean_square(self) -> NDArray[np.float64]:
         """Return the mean of x x^T, (G, N, B, B): H / count."""
-        return self._per_column(self.gram)
+        return self._per_column(self.gram, self.exponent)
 
     def cross_covariance(self) -> NDArray[np.float64]:
         """Return the covariance of x_reference (rows) and x (columns), (G, N, B, B)."""
         means = self.reference_mean()[..., :, None] * self.mean()[..., None, :]
-        return self._per_column(_present(self.cross)) - means
+        return self._per_column(_present(self.cross), self.exponent) - means
 
     def cross_mean_square(self) -> NDArray[np.float64]:
         """Return the mean of x_reference x^T, (G, N, B, B): C / count."""
-        return self._per_column(_present(self.cross))
+        return self._per_column(_present(self.cross), self.exponent)
 
     def check_plausible(self, reference: "SecondMoments", limit: float = 64.0) -> None:
         """Refuse a contribution with far more energy than the lab's, which would drown all others.
@@ -255,8 +255,8 @@ class SecondMoments:
     def _parameters(self) -> tuple[object, ...]:
         return self.columns, self.exponent, self.gram.shape, self.cross is not None
 
-    def _per_column(self, sums: IntArray) -> NDArray[np.float64]:
-        return sums * (2.0 ** (self.exponent - FRACTION_BITS) / max(self.count, 1))
+    def _per_column(self, sums: IntArray, exponent: int) -> NDArray[np.float64]:
+        return sums * (2.0 ** (exponent - FRACTION_BITS) / max(self.count, 1))
 
     def _blocked(self, x: FloatArray) -> NDArray[np.float64]:
         """Return (G, P, K) as float64 (G, N, P, B), zero beyond the last column."""
@@ -266,8 +266,12 @@ class SecondMoments:
         padded[..., :columns] = x
         return np.moveaxis(padded.reshape(groups, samples, blocks, self.block), 2, 1)
 
-    def _in_steps(self, sums: NDArray[np.float64]) -> IntArray:
-        steps = np.rint(np.ldexp(sums, FRACTION_BITS - self.exponent))
+    @property
+    def _total_exponent(self) -> int:
+        return -(-self.exponent // 2)
+
+    def _in_steps(self, sums: NDArray[np.float64], exponent: int) -> IntArray:
+        steps = np.rint(np.ldexp(sums, FRACTION_BITS - exponent))
         if np.any(np.abs(steps) > MAX_MAGNITUDE):
             raise MalformedError(f"inputs too large for second moments with exponent {self.exponent}")
         return steps.astype(np.int64)

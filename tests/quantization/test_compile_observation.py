@@ -20,7 +20,7 @@ from quantization.errors import ConfigurationError
 from quantization.graph import GraphPlan, Site, analyze, canonicalize
 from quantization.moments import ChannelReference
 from quantization.policy import Policy
-from quantization.renormalization import ChannelCorrection
+from quantization.renormalization import MAX_GAIN, ChannelCorrection
 
 
 def random_references(plan: GraphPlan, seed: int = 0) -> dict[str, ChannelReference]:
@@ -133,21 +133,23 @@ def test_normalised_layers_have_the_moments_of_the_reference(name: str) -> None:
     references = random_references(plan)
     graph = compile_observation(model, plan, policy, references).normalizing
     assert graph is not None
-    got = observe(
-        graph, models.example_inputs(model, 16), [layer.raw_output for layer in plan.corrected_layers]
-    )
-    for layer in plan.corrected_layers:
+    written = {name for node in onnx.load_from_string(graph.skeleton).graph.node for name in node.output}
+    layers = [layer for layer in plan.corrected_layers if layer.raw_output in written]
+    assert layers  # the last layer's result is read by nobody here, and not computed
+    got = observe(graph, models.example_inputs(model, 16), [layer.raw_output for layer in layers])
+    for layer in layers:
         values = got[layer.raw_output].astype(np.float64)
-        varies = got[f"var:{layer.name}"] > 1e-4
         reference, axes = references[layer.name], all_but_channels(values)
+        batch_std = np.sqrt(got[f"var:{layer.name}"].astype(np.float64))
+        expected = batch_std * np.clip(reference.std / np.maximum(batch_std, 1e-12), 1 / MAX_GAIN, MAX_GAIN)
         np.testing.assert_allclose(values.mean(axes), reference.mean, atol=0.01)
-        np.testing.assert_allclose(values.std(axes)[varies], reference.std[varies], rtol=2e-3)
+        np.testing.assert_allclose(values.std(axes), expected, rtol=5e-3, atol=1e-5)
 
 
 def test_a_channel_that_never_varies_is_set_to_the_reference_mean() -> None:
     b = models.ModelBuilder(["N", 1, 8, 8])
     x = b.add("Conv", ["x", b.constant(np.array([0.0, 1.0]).reshape(2, 1, 1, 1)), b.constant([3.0, 0.0])])
-    model = canonicalize(b.bytes(b.conv(x, 2, 2, 1)))
+    model = canonicalize(b.bytes(b.conv(b.conv(x, 2, 2, 1), 2, 2, 1)))
     plan = analyze(model)
     policy = models.observed_policy(model, plan, models.example_inputs(model, 4))
     references = random_references(plan)
