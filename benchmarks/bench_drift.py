@@ -23,8 +23,9 @@ from client.runtime import Runtime
 from quantization.errors import QuantFleetError
 from server.registry import Registry
 from simulation.alone import tuned_alone
+from simulation.bench import Bench
 from simulation.evaluation import accuracy
-from simulation.experiment import Bench, load
+from simulation.experiment import load, run_on
 from simulation.fleet import Fleet, FleetSettings
 from simulation.scenario import Scenario
 
@@ -53,11 +54,11 @@ def measure_cell(task: str, drifts: tuple[str, ...], seed: int, devices: int) ->
     """Return the figures of one cell."""
     started = time.perf_counter()
     scenario = Scenario(task=task, drifts=drifts, seed=seed, devices=devices, generations=1)
-    fleet = Fleet(load(scenario, lambda _share, _text: None), FleetSettings.of(scenario))
+    fleet = Fleet(load(scenario), FleetSettings.of(scenario))
     with tempfile.TemporaryDirectory() as folder, Registry.open(f"sqlite:///{folder}/r.db") as registry:
-        bench = Bench.set_up(scenario, fleet, registry, Path(folder), lambda _share, _text: None)
+        bench = Bench.set_up(scenario, fleet, registry, Path(folder))
         alone = alone_accuracy(bench)
-        result = bench.run(started)
+        result = run_on(bench)
     figures = result.accuracy
     return {
         "fp32": figures.fp32,
@@ -102,7 +103,9 @@ def table(cells: dict[str, dict[str, object]]) -> str:
         task, drift, _seed = key.split("|")
         groups.setdefault((task, drift), []).append(cell)
     for (task, drift), group in groups.items():
-        columns = {k: 100 * mean(float(str(c[k])) for c in group) for k in ("fp32", "frozen", "alone", "tuned")}
+        columns = {
+            k: 100 * mean(float(str(c[k])) for c in group) for k in ("fp32", "frozen", "alone", "tuned")
+        }
         figures = " | ".join(f"{value:.1f}" for value in columns.values())
         gain = columns["tuned"] - columns["frozen"]
         lines.append(f"| {task} | {drift or 'none'} | {figures} | {gain:+.1f} | {len(group)} |")
@@ -111,7 +114,9 @@ def table(cells: dict[str, dict[str, object]]) -> str:
 
 def main() -> int:
     """Measure what is missing, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--task", choices=sorted(DRIFTS), action="append", help="one task; may be repeated")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1")
     parser.add_argument("--devices", type=int, default=50)

@@ -1,0 +1,1 @@
+"""Wire schema `quantfleet.v1` and the code generated from it."""

@@ -1,0 +1,1 @@
+"""The functional core: statistics, ranges, corrections, graphs and artifacts; no I/O, no clock, no logging."""

@@ -146,8 +146,8 @@ def _judge_by_labels(counts: AssessmentCounts, settings: JudgeSettings) -> Verdi
     loss = (counts.current_hits - counts.candidate_hits) / counts.labelled
     is_worse = _is_worse(probability, loss, settings)
     reason = (
-        f"{counts.candidate_hits} hits of {counts.labelled} labelled samples against {counts.current_hits}"
-        f" (sign test: {probability:.3g})"
+        f"right on {counts.candidate_hits} of {counts.labelled} labelled samples, before on {counts.current_hits}"
+        f" (worse? sign test p = {probability:.2g})"
     )
     return Verdict(not is_worse, "labels", reason, probability)
 
@@ -158,7 +158,7 @@ def _judge_by_agreement(counts: AssessmentCounts, settings: JudgeSettings) -> Ve
     is_worse = _is_worse(probability, loss, settings)
     reason = (
         f"agrees with the corrected float model on {counts.candidate_agreements} of {counts.samples} samples"
-        f" against {counts.current_agreements} (sign test: {probability:.3g})"
+        f", before on {counts.current_agreements} (worse? sign test p = {probability:.2g})"
     )
     return Verdict(not is_worse, "agreement", reason, probability)
 

@@ -57,10 +57,12 @@ def sample_columns(x: FloatArray, window: ConvWindow | None, max_columns: int) -
     positions = windows.shape[1:-axes]
     step = sampling_step(int(np.prod(positions)), max_columns, positions[1:])
     indices = np.unravel_index(np.arange(0, int(np.prod(positions)), step), positions)
-    columns = windows[(slice(None), *indices)]  # (C, P, *kernel)
-    columns = columns.reshape(window.groups, -1, *columns.shape[1:])
-    columns = np.moveaxis(columns, 2, 1)  # (G, P, C / G, *kernel), in the order of a weight's row
-    return np.ascontiguousarray(columns).reshape(window.groups, columns.shape[1], -1)
+    columns = windows[(slice(None), *indices)]  # type: ignore[arg-type]  # (C, P, *kernel)
+    grouped = columns.reshape(window.groups, -1, *columns.shape[1:])
+    rows = np.ascontiguousarray(
+        np.moveaxis(grouped, 2, 1), x.dtype
+    )  # (G, P, C / G, *kernel), as a weight's row
+    return rows.reshape(window.groups, rows.shape[1], -1)
 
 
 def sampling_step(positions: int, max_positions: int, row_lengths: tuple[int, ...]) -> int:

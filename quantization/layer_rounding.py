@@ -77,8 +77,8 @@ def round_layer(
 ) -> list[RoundedLayer]:
     """Return the weights rounded on each grid.
 
-    Where `moments` hold cross moments, the weights are first refitted to restore the reference's outputs, and the bias shift
-    does so for their means.
+    Where `moments` hold cross moments, the weights are first refitted to restore the reference's outputs, and the
+    bias shift does so for their means.
 
     Args:
         weights: (O, K): a Conv's (O, I / groups, ...) flattened, a Gemm's (O, I), a MatMul's (I, O) transposed.
@@ -194,7 +194,8 @@ def _candidate(
 def _means(weights: RealArray, mean: RealArray, moments: SecondMoments) -> RealArray:
     """Return the mean of each output, (O,), for the mean of the input (G, N, B)."""
     flat = mean.reshape(moments.groups, -1)[:, : moments.columns]
-    return np.einsum("grk,gk->gr", weights.reshape(moments.groups, -1, moments.columns), flat).reshape(-1)
+    rows = weights.reshape(moments.groups, -1, moments.columns)
+    return np.asarray(np.einsum("grk,gk->gr", rows, flat).reshape(-1), np.float64)
 
 
 def _split(weights: RealArray, moments: SecondMoments) -> RealArray:

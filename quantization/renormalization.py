@@ -20,7 +20,6 @@ from quantization.arrays import FloatArray
 from quantization.errors import ConfigurationError
 from quantization.moments import ChannelMoments, ChannelReference
 
-
 MAX_GAIN = 4.0
 """Bound of a channel's gain and of its inverse. A channel whose input went silent holds no signal to amplify; a uniform
 change of gain beyond the bound is restored by the layers behind, each as far."""

@@ -9,8 +9,8 @@ is left once the bias has absorbed the mean error.) The steps, each lower than t
 3. `descend`: coordinate descent; each code moves to the value that is best given all others, until a sweep changes
    nothing. `optimal_scales` alternates with it.
 
-Codes may have a *price*: what an entropy coder makes of them, in units of the loss. Steps 2 and 3 then minimise loss plus
-price. Everything is batched over M matrices: the groups of a convolution, the blocks of a wide layer.
+Codes may have a *price*: what an entropy coder makes of them, in units of the loss. Steps 2 and 3 then minimise
+loss plus price. Everything is batched over M matrices: the groups of a convolution, the blocks of a wide layer.
 """
 
 import numpy as np
@@ -38,7 +38,7 @@ def row_losses(error: RealArray, moments: RealArray) -> RealArray:
         error: W minus the weights that stand for it, (M, R, K).
         moments: H, (M, K, K).
     """
-    return np.maximum(np.einsum("mrk,mrk->mr", error @ moments, error), 0.0)
+    return np.asarray(np.maximum(np.einsum("mrk,mrk->mr", error @ moments, error), 0.0), np.float64)
 
 
 def damped(moments: RealArray, damping: float = 0.01) -> RealArray:

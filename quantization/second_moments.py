@@ -105,7 +105,7 @@ class SecondMoments:
         Raises:
             MalformedError: If the shapes do not fit, or a value is not finite or too large for the exponent.
         """
-        if x.shape != (self.groups, x.shape[1], self.columns) or not np.isfinite(x).all():
+        if x.ndim != 3 or x.shape[::2] != (self.groups, self.columns) or not np.isfinite(x).all():
             raise MalformedError(
                 f"columns of shape {x.shape} must be finite and ({self.groups}, P, {self.columns})"
             )
@@ -137,10 +137,10 @@ class SecondMoments:
         Raises:
             IncompatibleStatsError: If shapes, exponents or kinds differ, or a sum would leave 62 bits.
         """
-        if self._parameters() != other._parameters():
+        if self.parameters != other.parameters:
             raise IncompatibleStatsError(
-                f"second moments (columns, exponent, blocks, cross) {self._parameters()} cannot merge with"
-                f" {other._parameters()}"
+                f"second moments (columns, exponent, blocks, cross) {self.parameters} cannot merge with"
+                f" {other.parameters}"
             )
         cross = reference_total = None
         if self.cross is not None and other.cross is not None:
@@ -167,6 +167,11 @@ class SecondMoments:
         """Columns of a block on the diagonal, B; `columns` where the matrix is full."""
         return int(self.gram.shape[2])
 
+    @property
+    def parameters(self) -> tuple[object, ...]:
+        """What both sides of a merge must share: columns, exponent, shape of the blocks, presence of cross moments."""
+        return self.columns, self.exponent, self.gram.shape, self.cross is not None
+
     def mean(self) -> NDArray[np.float64]:
         """Return the mean of x, (G, N, B)."""
         return self._per_column(self.total, self._total_exponent)
@@ -178,7 +183,8 @@ class SecondMoments:
     def covariance(self) -> NDArray[np.float64]:
         """Return the covariance of x, (G, N, B, B): H about the mean, for layers whose bias absorbs a mean."""
         mean = self.mean()
-        return self._per_column(self.gram, self.exponent) - mean[..., :, None] * mean[..., None, :]
+        square = mean[..., :, None] * mean[..., None, :]
+        return np.asarray(self._per_column(self.gram, self.exponent) - square, np.float64)
 
     def mean_square(self) -> NDArray[np.float64]:
         """Return the mean of x x^T, (G, N, B, B): H / count."""
@@ -187,7 +193,7 @@ class SecondMoments:
     def cross_covariance(self) -> NDArray[np.float64]:
         """Return the covariance of x_reference (rows) and x (columns), (G, N, B, B)."""
         means = self.reference_mean()[..., :, None] * self.mean()[..., None, :]
-        return self._per_column(_present(self.cross), self.exponent) - means
+        return np.asarray(self._per_column(_present(self.cross), self.exponent) - means, np.float64)
 
     def cross_mean_square(self) -> NDArray[np.float64]:
         """Return the mean of x_reference x^T, (G, N, B, B): C / count."""
@@ -198,16 +204,17 @@ class SecondMoments:
 
         Args:
             reference: The lab's moments of the same layer.
-            limit: Greatest ratio of mean squares, summed over the columns of a group.
+            limit: Greatest ratio of mean squares, summed over the columns of the layer.
 
         Raises:
-            MalformedError: If a group's mean square is above `limit` times the reference's.
+            MalformedError: If the mean square, or a cross moment, is above `limit` times the reference's.
         """
-        energy, usual = (np.trace(m.mean_square(), axis1=2, axis2=3).sum(1) for m in (self, reference))
-        if energy.shape != usual.shape or np.any(energy > limit * np.maximum(usual, usual.mean() * 1e-3)):
-            worst = float(np.max(energy / np.maximum(usual, np.finfo(float).tiny)))
+        energy, usual = (float(np.einsum("gnbb->", m.mean_square())) for m in (self, reference))
+        if self.cross is not None and self.cross.size:
+            energy = max(energy, float(np.abs(self.cross_mean_square()).max()))
+        if energy > limit * usual:
             raise MalformedError(
-                f"second moments with {worst:.3g} times the lab's energy; at most {limit:g} pass"
+                f"second moments with {energy:.3g} of energy, the lab's have {usual:.3g}; at most {limit:g} times pass"
             )
 
     def to_array(self) -> IntArray:
@@ -238,13 +245,13 @@ class SecondMoments:
         groups, columns, block, exponent, count, with_cross = (int(v) for v in array[:_HEADER])
         if with_cross not in (0, 1) or not 0 <= count <= MAX_COUNT or not 0 < block <= columns:
             raise MalformedError(f"second moments with count {count}, block {block} and cross {with_cross}")
-        if (
-            columns > 0 and groups > 0 and array.size < _HEADER + groups * columns
-        ):  # before anything is allocated
+        matrices = groups * -(-columns // block)
+        sums = matrices * (block * (block + 3) // 2 + with_cross * block * (block + 1))
+        if array.size != _HEADER + sums:  # before anything is allocated
             raise MalformedError(f"{array.size} elements cannot be moments of {groups} x {columns} columns")
         shape = cls.empty(columns, exponent, groups=groups, block=block, with_cross=bool(with_cross))
-        moments = shape._read_body(array[_HEADER:], count)
-        moments._check_possible()
+        moments = _read_body(shape, array[_HEADER:], count)
+        _check_possible(moments)
         return moments
 
     def __eq__(self, other: object) -> bool:
@@ -252,11 +259,8 @@ class SecondMoments:
 
     __hash__ = None  # type: ignore[assignment]  # holds arrays
 
-    def _parameters(self) -> tuple[object, ...]:
-        return self.columns, self.exponent, self.gram.shape, self.cross is not None
-
     def _per_column(self, sums: IntArray, exponent: int) -> NDArray[np.float64]:
-        return sums * (2.0 ** (exponent - FRACTION_BITS) / max(self.count, 1))
+        return np.asarray(sums * (2.0 ** (exponent - FRACTION_BITS) / max(self.count, 1)), np.float64)
 
     def _blocked(self, x: FloatArray) -> NDArray[np.float64]:
         """Return (G, P, K) as float64 (G, N, P, B), zero beyond the last column."""
@@ -264,7 +268,7 @@ class SecondMoments:
         blocks = self.gram.shape[1]
         padded = np.zeros((groups, samples, blocks * self.block))
         padded[..., :columns] = x
-        return np.moveaxis(padded.reshape(groups, samples, blocks, self.block), 2, 1)
+        return np.asarray(np.moveaxis(padded.reshape(groups, samples, blocks, self.block), 2, 1), np.float64)
 
     @property
     def _total_exponent(self) -> int:
@@ -275,38 +279,6 @@ class SecondMoments:
         if np.any(np.abs(steps) > MAX_MAGNITUDE):
             raise MalformedError(f"inputs too large for second moments with exponent {self.exponent}")
         return steps.astype(np.int64)
-
-    def _read_body(self, body: IntArray, count: int) -> "SecondMoments":
-        rows, cols = np.triu_indices(self.block)
-        sizes = [self.total.size // self.block * rows.size, self.total.size]
-        sizes += [self.gram.size, self.total.size] if self.cross is not None else []
-        if body.size != sum(sizes):
-            raise MalformedError(f"{body.size} sums where {sum(sizes)} are expected")
-        if int(body.min()) < -MAX_MAGNITUDE or int(body.max()) > MAX_MAGNITUDE:
-            raise MalformedError("second moments with sums beyond 62 bits")
-        parts = np.split(body, np.cumsum(sizes)[:-1])
-        gram = np.empty_like(self.gram)
-        gram[:, :, rows, cols] = gram[:, :, cols, rows] = parts[0].reshape(*self.gram.shape[:2], -1)
-        total = parts[1].reshape(self.total.shape)
-        if self.cross is None:
-            return replace(self, count=count, gram=gram, total=total)
-        cross, reference_total = parts[2].reshape(gram.shape), parts[3].reshape(total.shape)
-        return SecondMoments(self.columns, self.exponent, count, gram, total, cross, reference_total)
-
-    def _check_possible(self) -> None:
-        """Refuse sums that no columns have: of none, beyond the last column, or negative along a direction."""
-        filling = self.block * self.gram.shape[1] - self.columns
-        beyond = self.gram[:, -1, self.block - filling :], self.total[:, -1, self.block - filling :]
-        if any(part.any() for part in beyond) or (self.count == 0 and (self.gram.any() or self.total.any())):
-            raise MalformedError("second moments of columns that are not there")
-        covariance = self.covariance()
-        scale = np.trace(self.mean_square(), axis1=2, axis2=3) / self.block
-        slack = _NEGATIVE_TOLERANCE * scale + 2.0 ** (self.exponent - FRACTION_BITS)
-        covariance[..., np.arange(self.block), np.arange(self.block)] += slack[..., None]
-        try:
-            np.linalg.cholesky(covariance)
-        except np.linalg.LinAlgError as error:
-            raise MalformedError("second moments that are negative along some direction") from error
 
 
 def exponent_for(mean_square: float) -> int:
@@ -328,3 +300,37 @@ def _added(a: IntArray, b: IntArray) -> IntArray:
             "the merged sums would leave 62 bits; start a new round with fewer devices"
         )
     return result
+
+
+def _read_body(shape: SecondMoments, body: IntArray, count: int) -> SecondMoments:
+    rows, cols = np.triu_indices(shape.block)
+    sizes = [shape.total.size // shape.block * rows.size, shape.total.size]
+    sizes += [shape.gram.size, shape.total.size] if shape.cross is not None else []
+    if int(body.min()) < -MAX_MAGNITUDE or int(body.max()) > MAX_MAGNITUDE:
+        raise MalformedError("second moments with sums beyond 62 bits")
+    parts = np.split(body, np.cumsum(sizes)[:-1])
+    gram = np.empty_like(shape.gram)
+    gram[:, :, rows, cols] = gram[:, :, cols, rows] = parts[0].reshape(*shape.gram.shape[:2], -1)
+    total = parts[1].reshape(shape.total.shape)
+    if shape.cross is None:
+        return replace(shape, count=count, gram=gram, total=total)
+    cross, reference_total = parts[2].reshape(gram.shape), parts[3].reshape(total.shape)
+    return SecondMoments(shape.columns, shape.exponent, count, gram, total, cross, reference_total)
+
+
+def _check_possible(moments: SecondMoments) -> None:
+    """Refuse sums that no columns have: of none, beyond the last column, or negative along a direction."""
+    filling = moments.block * moments.gram.shape[1] - moments.columns
+    beyond = moments.gram[:, -1, moments.block - filling :], moments.total[:, -1, moments.block - filling :]
+    if any(part.any() for part in beyond) or (
+        moments.count == 0 and (moments.gram.any() or moments.total.any())
+    ):
+        raise MalformedError("second moments of columns that are not there")
+    covariance = moments.covariance()
+    scale = np.trace(moments.mean_square(), axis1=2, axis2=3) / moments.block
+    slack = _NEGATIVE_TOLERANCE * scale + 2.0 ** (moments.exponent - FRACTION_BITS)
+    covariance[..., np.arange(moments.block), np.arange(moments.block)] += slack[..., None]
+    try:
+        np.linalg.cholesky(covariance)
+    except np.linalg.LinAlgError as error:
+        raise MalformedError("second moments that are negative along some direction") from error

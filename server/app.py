@@ -135,7 +135,7 @@ def configure_logs() -> None:
             processors=[
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
-                structlog.processors.LogfmtRenderer(),
+                structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
             ],
             logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         )

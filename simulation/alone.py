@@ -1,6 +1,7 @@
 """The baseline that a fleet has to beat: each device corrects itself, from its own inputs and nobody else's.
 
-That is adaptive batch normalization (Li et al. 2016, arXiv:1603.04779) on the device, folded into the int8 model in the same way.
+That is adaptive batch normalization (Li et al. 2016, arXiv:1603.04779) on the device, folded into the int8 model as the
+fleet's corrections are.
 """
 
 from dataclasses import replace
@@ -39,7 +40,9 @@ def tuned_alone(
     statistics: LabStatistics = prepared.statistics[device_class]
     moments = Observer(manifest, blobs.get, batch_size=batch_size).moments(inputs).moments
     corrections = {
-        layer: restore(seen.as_device() if seen.devices == 0 else seen, statistics.references[layer], FULL_TRUST)
+        layer: restore(
+            seen.as_device() if seen.devices == 0 else seen, statistics.references[layer], FULL_TRUST
+        )
         for layer, seen in moments.items()
         if seen.count > 0
     }

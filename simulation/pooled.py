@@ -30,9 +30,10 @@ def channels_of(manifest: Manifest, blobs: BlobStore) -> bytes:
 def pooled_ranges(
     plan: GraphPlan,
     base: Manifest,
-    channels: bytes,
     blobs: BlobStore,
     inputs: Iterable[FloatArray],
+    *,
+    channels: bytes,
     policy: Policy,
     previous: Mapping[str, Range],
     batch_size: int,
@@ -42,9 +43,9 @@ def pooled_ranges(
     Args:
         plan: The model's sites.
         base: The artifact that devices ran while they calibrated.
-        channels: Content of the candidate's `channels` file, which they observed with.
         blobs: Have the artifact's content.
         inputs: Of each device whose statistics were folded, in any order.
+        channels: Content of the candidate's `channels` file, which they observed with.
         policy: Names the range method.
         previous: Ranges of the generation before.
         batch_size: Inputs in one inference on a device.

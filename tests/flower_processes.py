@@ -87,13 +87,13 @@ class FlowerProcesses:
         """Return how `flwr run .` of this project ended, with more options."""
         started = json.loads(self._flwr("run", str(PROJECT), "--format=json", *options))
         assert started["success"], started
-        deadline = time.monotonic() + _RUN_SECONDS
-        while not (found := self._described(started["run-id"]))["status"].startswith("finished"):
-            self._check_alive()
-            assert time.monotonic() < deadline, f"{found['status']} for {_RUN_SECONDS} s: {self._logs()}"
-            time.sleep(1.0)
-        log = self._flwr("log", started["run-id"])
-        return FinishedRun(found["status"], found["status-details"], log)
+        log = self._flwr("log", started["run-id"])  # ends with the run
+        self._wait(
+            "the run has a result",
+            lambda: self._status(started["run-id"])[0].startswith("finished"),
+            _START_SECONDS,
+        )
+        return FinishedRun(*self._status(started["run-id"]), log)
 
     def close(self) -> None:
         """End every process, SuperNodes first."""
@@ -135,9 +135,10 @@ class FlowerProcesses:
         assert done.returncode == 0, f"flwr {command}: {done.stdout}{done.stderr}\n{self._logs()}"
         return done.stdout
 
-    def _described(self, run_id: str) -> dict[str, str]:
+    def _status(self, run_id: str) -> tuple[str, str]:
+        """Return where a run stands, and Flower's words on it."""
         (found,) = json.loads(self._flwr("list", f"--run-id={run_id}", "--format=json"))["runs"]
-        return dict(found)
+        return found["status"], found["status-details"]
 
     def _is_answering(self) -> bool:
         try:

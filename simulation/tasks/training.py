@@ -61,7 +61,7 @@ def train(
     """
     with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(seed)
-        network = build().train()
+        network = build().train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         _run(network, inputs, labels, recipe, seed=seed, augment=augment, on_progress=on_progress)
     return network.eval()
 

@@ -12,8 +12,8 @@ from quantization.moments import ChannelMoments, ChannelReference
 from quantization.observation import (
     BatchFloor,
     batches,
-    mixed_batches,
     finite_rows,
+    mixed_batches,
     observe,
     observe_moments,
     observe_ranges,

@@ -38,11 +38,12 @@ def tiny_source(monkeypatch: pytest.MonkeyPatch, tiny_model: bytes, lab_inputs: 
     """Install the model source "tiny"; return the contexts it was called with."""
     calls: list[Context] = []
 
-    def prepare(context: Context, registry: Registry, blobs: BlobStore) -> None:
+    def prepare(context: Context, registry: Registry, blobs: BlobStore) -> str:
         calls.append(context)
         prepare_model(
             tiny_model, lab_inputs, name="tiny", device_classes=[ARM], registry=registry, blobs=blobs
         )
+        return "tiny"
 
     monkeypatch.setattr(
         server.app, "entry_points", lambda group: [Installed("tiny", prepare)] if group else []
@@ -55,7 +56,7 @@ def config(tmp_path: Path) -> dict[str, ConfigValue]:
     return {
         "registry-url": f"sqlite:///{tmp_path / 'run.db'}",
         "blob-folder": str(tmp_path / "run-blobs"),
-        "model-name": "tiny",
+        "model-name": "",
         "model-source": "tiny",
     }
 
@@ -78,14 +79,14 @@ def test_a_run_prepares_the_model_and_tunes_as_often_as_asked(
     assert len(tiny_source) == 1
 
 
+@pytest.mark.usefixtures("tiny_source")
 def test_a_second_run_goes_on_with_the_registry_of_the_first(
-    tiny_source: list[Context], config: dict[str, ConfigValue], make_fleet: Any
+    config: dict[str, ConfigValue], make_fleet: Any
 ) -> None:
     fleet = make_fleet(gain=3.0)
     run(fleet.grid(), context_of(config))
     (report,) = run(fleet.grid(), context_of(config))
     assert report.generations["arm"].number == 2
-    assert len(tiny_source) == 1
 
 
 @pytest.mark.usefixtures("tiny_source")
@@ -97,7 +98,9 @@ def test_what_a_run_brought_is_logged_and_nothing_is_printed(
         main(grid, context_of(config))
     closed = [entry for entry in logs if entry["event"] == "generation_closed"]
     assert [(entry["device_class"], entry["step"]) for entry in closed] == [("arm", "published")]
-    assert [entry["event"] for entry in logs if entry["event"] == "model_prepared"] == ["model_prepared"]
+    (started,) = [entry for entry in logs if entry["event"] == "run_started"]
+    assert started["registry"] == config["registry-url"]
+    assert [entry["model"] for entry in logs if entry["event"] == "model_found"] == ["tiny"]
     assert capsys.readouterr().out == ""
 
 
@@ -144,4 +147,4 @@ def test_without_a_source_the_registry_must_have_the_model(
     config: dict[str, ConfigValue], make_fleet: Any
 ) -> None:
     with pytest.raises(NotFoundError, match="no model named 'tiny'; it has: none"):
-        run(make_fleet().grid(), context_of({**config, "model-source": ""}))
+        run(make_fleet().grid(), context_of({**config, "model-source": "", "model-name": "tiny"}))

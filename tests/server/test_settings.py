@@ -1,6 +1,7 @@
 """Settings from a Flower run configuration."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,7 @@ def test_every_part_takes_its_keys_and_leaves_the_others() -> None:
         ("quorum-fraction", 1.5, "quorum"),
         ("deadline-seconds", 0.0, "deadline"),
         ("model-name", "", "model-name is ''"),
+        ("home", "", "home is ''"),
         ("seed", -3, "seed is -3"),
         ("batch-size", 0, "batch-size is 0"),
         ("resume-seconds", -1.0, "resume-seconds is -1.0"),
@@ -54,9 +56,20 @@ def test_a_value_that_cannot_be_used_is_named(key: str, value: ConfigValue, mess
         ServerSettings.from_run_config({key: value})
 
 
+def test_what_is_not_placed_lies_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = ServerSettings.from_run_config({"home": "~/tuning", "blob-folder": "memory://blobs"})
+    assert settings.registry_place == f"sqlite:///{tmp_path}/tuning/registry.db"
+    assert settings.blob_place == "memory://blobs"
+
+
+def test_a_model_source_names_its_model_itself() -> None:
+    assert ServerSettings.from_run_config({"model-source": "simulated", "model-name": ""}).model_name == ""
+
+
 def test_the_record_of_a_generation_holds_what_decided_its_course_and_no_addresses() -> None:
     settings = ServerSettings(cohort=CohortSettings(seed=7), rounds=RoundSettings(deadline_seconds=5.0))
     record = json.loads(to_json(settings))
     assert record["cohort"]["seed"] == 7
     assert record["rounds"]["deadline_seconds"] == 5.0
-    assert settings.registry_url not in to_json(settings)
+    assert settings.home not in to_json(settings)

@@ -1,0 +1,170 @@
+"""What an experiment runs on, and what is measured there: lab, fleet, registry, and the rows that no device holds."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.app import app as client_app
+from client.observer import Observer
+from quantization.arrays import FloatArray
+from quantization.calibration import Range
+from quantization.policy import Policy
+from quantization.renormalization import LayerDrift, layer_drift
+from server.blob_store import BlobStore
+from server.candidate import load_manifest
+from server.folded import FieldRanges, read
+from server.generation import Generation
+from server.lab import PreparedModel
+from server.registry import Registry
+from server.settings import CohortSettings, ServerSettings
+from simulation.device import FLEET, DeviceStates, register_fleet
+from simulation.evaluation import accuracy, artifact_model, predictions
+from simulation.faults import random_faults
+from simulation.fleet import Fleet
+from simulation.lab import prepare_task
+from simulation.measured_grid import MeasuredGrid
+from simulation.pooled import channels_of, pooled_ranges
+from simulation.scenario import Scenario
+from strategies.rounds import RoundSettings
+
+AGREEMENT_ROWS = 1000
+"""Test rows on which int8 and float answers are compared."""
+
+POLL_SECONDS = 60.0
+"""Simulated time between two looks for stragglers; no real time passes."""
+
+MeasuredFunction = Callable[[int, int], None]
+"""Told how many of how many lab rows were measured."""
+
+
+@dataclass(slots=True)
+class Bench:
+    """Everything an experiment runs on."""
+
+    scenario: Scenario
+    fleet: Fleet
+    fleet_name: str
+    registry: Registry
+    blobs: BlobStore
+    prepared: PreparedModel
+    grid: MeasuredGrid
+    settings: ServerSettings
+    field_inputs: FloatArray
+
+    @classmethod
+    def set_up(
+        cls,
+        scenario: Scenario,
+        fleet: Fleet,
+        registry: Registry,
+        folder: Path,
+        on_measured: MeasuredFunction | None = None,
+    ) -> "Bench":
+        """Calibrate in the lab, and give every device generation 0.
+
+        Args:
+            scenario: What is simulated.
+            fleet: Its devices.
+            registry: An empty one.
+            folder: For content; the caller removes it.
+            on_measured: Told how the lab's calibration goes on.
+        """
+        blobs = BlobStore(folder / "server")
+        states = DeviceStates(folder / "devices")
+        classes = tuple({c.name: c for c in fleet.settings.device_classes}.values())
+        prepared = prepare_task(
+            fleet.task,
+            classes,
+            scenario.range_method,
+            registry,
+            blobs,
+            on_progress=on_measured,
+        )
+        for position in range(scenario.devices):
+            artifact = prepared.artifacts[fleet.device_class(position).name]
+            for digest, stored in artifact.blobs.items() if position < len(classes) else ():
+                states.blobs.put(digest, stored)
+            states.install(position, artifact.manifest)
+        name = register_fleet(fleet, states)
+        grid = MeasuredGrid(
+            client_app,
+            scenario.devices,
+            run_config={FLEET: name, "device-source": "simulated"},
+            fault=random_faults(scenario.dropout, scenario.stragglers, scenario.seed),
+            workers=os.cpu_count() or 1,
+        )
+        settings = ServerSettings(
+            model_name=fleet.task.name,
+            cohort=CohortSettings(expected_nodes=scenario.devices, seed=scenario.seed),
+            rounds=RoundSettings(poll_seconds=POLL_SECONDS),
+        )
+        inputs = fleet.test_inputs(is_drifted=True)
+        return cls(scenario, fleet, name, registry, blobs, prepared, grid, settings, inputs)
+
+    def serving(self) -> dict[str, Generation]:
+        """Return the published generation of each class."""
+        digest = self.prepared.model.digest
+        return {name: self.registry.published(digest, name) for name in self.prepared.generations}
+
+    def mean_accuracy(self, manifests: Mapping[str, str], inputs: FloatArray) -> float | None:
+        """Return the accuracy of what devices run, each class weighing as its number of devices."""
+        labels = self.fleet.task.test_y
+        if labels is None:
+            return None
+        devices = [self.fleet.device_class(position).name for position in range(self.scenario.devices)]
+        found = {
+            name: accuracy(artifact_model(load_manifest(self.blobs, digest), self.blobs), inputs, labels)
+            for name, digest in manifests.items()
+        }
+        weighted = [(found[name] or 0.0) * devices.count(name) for name in found]
+        return sum(weighted) / len(devices)
+
+    def agreement(self, manifest_digest: str) -> float:
+        """Return the share of test rows on which an artifact answers as its own float model does."""
+        manifest = load_manifest(self.blobs, manifest_digest)
+        rows = self.field_inputs[:AGREEMENT_ROWS]
+        exact = Observer(manifest, self.blobs.get, threads=2).logits(rows).argmax(axis=-1)
+        return float((predictions(artifact_model(manifest, self.blobs), rows) == exact).mean())
+
+    def residual_drift(self, generation: Generation) -> dict[str, LayerDrift]:
+        """Return how far the candidate's moments lay from the lab's, by layer."""
+        if not generation.ranges_digest:
+            return {}
+        field = FieldRanges.from_bytes(read(self.blobs, generation.ranges_digest))
+        return {layer: layer_drift(moments) for layer, moments in field.moments.items()}
+
+    def ranges(self, generation: Generation) -> dict[str, Range]:
+        """Return the ranges of a registered generation, sites in the order of the graph."""
+        ranges = Policy.from_json_bytes(generation.policy.encode()).ranges
+        return {site.name: ranges[site.name] for site in self.prepared.plan.sites}
+
+    def equals_pooled(self, generation: Generation) -> bool:
+        """Return whether a generation's ranges are those of all its inputs in one place, bit for bit."""
+        entries = self.registry.generations(generation.model_digest, generation.device_class)
+        base = entries[generation.base_number]
+        policy = Policy.from_json_bytes(generation.policy.encode())
+        base_manifest = load_manifest(self.blobs, base.manifest_digest)
+        members = [
+            position
+            for position in sorted(self.grid.traffic.observed)
+            if self.fleet.device_class(position).name == generation.device_class
+        ]
+        pooled = pooled_ranges(
+            self.prepared.plan,
+            base_manifest,
+            self.blobs,
+            (self.fleet.inputs(position) for position in members),
+            channels=channels_of(load_manifest(self.blobs, generation.manifest_digest), self.blobs),
+            policy=policy,
+            previous=Policy.from_json_bytes(base.policy.encode()).ranges,
+            batch_size=self.settings.batch_size,
+        )
+        return pooled == dict(policy.ranges)
+
+
+def drift_of(generation: Generation) -> dict[str, LayerDrift]:
+    """Return how far the field lay from the lab before a generation, by layer."""
+    layers = json.loads(generation.drift).get("layers", {})
+    return {name: LayerDrift(**record) for name, record in layers.items()}
