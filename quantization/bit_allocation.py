@@ -1,8 +1,8 @@
 """One candidate per layer, so that the model fits a budget and its predicted loss is least.
 
-The choice is a 0/1 program: minimise sum_l sum_i loss_li z_li with one z_li per layer and limits on the sums of bytes and of
-seconds. It is solved exactly (`scipy.optimize.milp`, HiGHS), in seconds for hundreds of layers. A candidate may be a bit-width, a
-step of an entropy-coded grid, or a float type: the program sees its bytes, seconds and predicted loss alone.
+The choice is a 0/1 program: minimise sum_l sum_i loss_li z_li with one z_li per layer and limits on the sums of bytes
+and of seconds. It is solved exactly (`scipy.optimize.milp`, HiGHS), in seconds for hundreds of layers. A candidate may
+be a bit-width, a step of an entropy-coded grid, or a float type: the program sees its bytes, seconds and loss alone.
 
 Baselines: one bit-width for all layers (`allocate_uniform`), and the rule of FedMPQ (`allocate_by_growing`).
 """
@@ -178,18 +178,16 @@ def allocate_uniform(candidates: Candidates, budget: Budget) -> Allocation:
 def allocate_by_growing(candidates: Candidates, budget: Budget) -> Allocation:
     """Return what pruning and growing allocates, the greedy rule of FedMPQ: a baseline.
 
-    Algorithm 2 of FedMPQ (arXiv:2311.18129), for weights that are not being trained: from the uniform bit-width that fits, layers
-    that lose little by it are pruned by one step, those with the least loss per weight first and half of all at most; then
-    layers grow by one step in the order of sensitivity, most sensitive first, as long as the model fits. Losses only
-    rank the layers; they are not traded against bytes, which is what the exact program adds.
+    Pruning and growing of FedMPQ (arXiv:2311.18129, algorithm 2), for weights that are not being trained: from the
+    uniform bit-width that fits, the half of the layers with the least loss is pruned by one step; then layers grow by
+    one step in turn, most sensitive first, as long as the model fits. Losses only rank the layers; they are not traded
+    against bytes, which is what the exact program adds.
 
     Raises:
         ConfigurationError: If no uniform bit-width fits.
     """
     start = allocate_uniform(candidates, budget)
-    order = {
-        name: sorted(range(len(c)), key=lambda i, c=c: c[i].size_bytes) for name, c in candidates.items()
-    }  # type: ignore[misc]
+    order = {name: _by_size(of_layer) for name, of_layer in candidates.items()}
     place = {name: order[name].index(index) for name, index in start.choice.items()}
     ranked = sorted(candidates, key=lambda name: -candidates[name][start.choice[name]].loss)
     for name in ranked[-(len(ranked) // 2) :] if len(ranked) > 1 else []:
@@ -215,8 +213,12 @@ def _flat(candidates: Candidates) -> list[Candidate]:
 
 def _extreme(candidates: Candidates, key: Callable[[Candidate], tuple[float, ...]]) -> Allocation:
     """Return the allocation that takes the candidate with the least key in every layer."""
-    choice = {n: min(range(len(c)), key=lambda i, c=c: key(c[i])) for n, c in candidates.items()}  # type: ignore[misc]
+    choice = {name: of_layer.index(min(of_layer, key=key)) for name, of_layer in candidates.items()}
     return Allocation.of(candidates, choice)
+
+
+def _by_size(of_layer: Sequence[Candidate]) -> list[int]:
+    return sorted(range(len(of_layer)), key=lambda index: of_layer[index].size_bytes)
 
 
 def _placed(

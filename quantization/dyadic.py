@@ -32,8 +32,9 @@ def canonical_exponent(minimum: float, maximum: float) -> int:
     reach = max(abs(minimum), abs(maximum))
     if reach == 0:
         return MIN_EXPONENT
-    # At `reach` / 2^21 or less some |k| is 2^20 or more: start one above what cannot fit.
-    exponent = max(MIN_EXPONENT, math.frexp(reach)[1] - 21)
+    # Start where nothing finer can fit: below it some |k| is 2^20 or more, or there are over 2,048 bins.
+    width = math.frexp(maximum - minimum)[1] - 12 if maximum > minimum else MIN_EXPONENT
+    exponent = max(MIN_EXPONENT, math.frexp(reach)[1] - 21, width)
     while not _fits(*span(minimum, maximum, exponent)):
         exponent += 1
     return exponent

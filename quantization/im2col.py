@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from quantization.arrays import FloatArray
+from quantization.arrays import AnyArray, FloatArray
 from quantization.errors import MalformedError
 
 
@@ -57,12 +57,11 @@ def sample_columns(x: FloatArray, window: ConvWindow | None, max_columns: int) -
     positions = windows.shape[1:-axes]
     step = sampling_step(int(np.prod(positions)), max_columns, positions[1:])
     indices = np.unravel_index(np.arange(0, int(np.prod(positions)), step), positions)
-    columns = windows[(slice(None), *indices)]  # type: ignore[arg-type]  # (C, P, *kernel)
-    grouped = columns.reshape(window.groups, -1, *columns.shape[1:])
-    rows = np.ascontiguousarray(
-        np.moveaxis(grouped, 2, 1), x.dtype
-    )  # (G, P, C / G, *kernel), as a weight's row
-    return rows.reshape(window.groups, rows.shape[1], -1)
+    columns: AnyArray = windows[(slice(None), *indices)]  # type: ignore[arg-type]  # (C, P, *kernel)
+    grouped: AnyArray = columns.reshape(window.groups, -1, *columns.shape[1:])
+    ordered: AnyArray = np.moveaxis(grouped, 2, 1)  # (G, P, C / G, *kernel): as a row of the weight
+    result: FloatArray = np.ascontiguousarray(ordered).reshape(window.groups, ordered.shape[1], -1)
+    return result
 
 
 def sampling_step(positions: int, max_positions: int, row_lengths: tuple[int, ...]) -> int:

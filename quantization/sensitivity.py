@@ -1,8 +1,8 @@
 """How much a layer's output error costs the model: gains, from forward-only probes that devices share.
 
 A probe runs the reference and the model with one layer rounded, and measures sum KL(p_reference || p_probe) over a few
-unlabelled inputs. With the layer's exact loss (mean square error of its output) known, the model's predicted divergence is
-`gain * loss`, for every grid of that layer. Rules:
+unlabelled inputs. With the layer's exact loss (mean square error of its output) known, the model's predicted
+divergence is `gain * loss`, for every grid of that layer. Rules:
 
 1. A gain is the median of means over buckets of devices (Nemirovsky and Yudin 1983; Lugosi and Mendelson 2019,
    arXiv:1906.04280), with buckets so many that those with a liar in them stay a minority.
@@ -106,8 +106,8 @@ def estimate_gain(probes: Sequence[ProbeResult], liar_share: float = LIAR_SHARE)
 def usable_gains(gains: Mapping[str, Gain], layers: Sequence[str]) -> dict[str, float]:
     """Return a positive gain for every layer: the estimate, or a stand-in where there is none.
 
-    A layer that nobody probed gets the largest gain of all, so that it is kept precise; a gain of zero becomes a thousandth
-    of the median, so that bits are not taken from it without end.
+    A layer that nobody probed gets the largest gain of all, so that it is kept precise; a gain of zero becomes a
+    thousandth of the median, so that bits are not taken from it without end.
 
     Args:
         gains: By layer.

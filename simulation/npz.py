@@ -4,6 +4,7 @@ What a file declares is checked before memory is taken for it: an array of a dec
 bytes as its shape and type need, no array is an object, and all of them fit `MAX_TOTAL_BYTES`.
 """
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping
@@ -146,7 +147,7 @@ def _read_header(
             raise InvalidDataError(
                 f"{path}: array {name!r} is in npy version {version[0]}.{version[1]}; save it with numpy.savez"
             )
-    except (ValueError, TypeError, SyntaxError, RecursionError) as error:
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError) as error:
         raise InvalidDataError(
             f"{path}: entry {name!r} is not a numpy array; save it with numpy.savez"
         ) from error

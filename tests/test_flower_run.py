@@ -1,10 +1,13 @@
 """`flwr run .`: the same two apps on Ray, and on a real SuperLink with SuperNodes, each a process of its own."""
 
+import io
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from flower_processes import FinishedRun, FlowerProcesses
+from flower_processes import PROJECT, FinishedRun, FlowerProcesses
+from flwr.cli.build import build_fab_from_disk
 
 from client.runtime import Runtime
 from client.sampler import Sampler
@@ -66,6 +69,18 @@ def check_published(run: FinishedRun, home: Path, *, clients: int, model_name: s
     (closed,) = run.events("generation_closed")
     assert f"generation={newest.number} " in closed
     assert "step=published" in closed
+
+
+def test_the_bundle_holds_every_module_of_the_packages_and_nothing_large() -> None:
+    bundle = build_fab_from_disk(PROJECT)
+    with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
+        names = set(archive.namelist())
+    packages = ("quantization", "protos", "strategies", "client", "server", "simulation")
+    modules = {
+        path.relative_to(PROJECT).as_posix() for name in packages for path in (PROJECT / name).rglob("*.py")
+    }
+    assert names == modules | {"pyproject.toml", "LICENSE", ".info/CONTENT"}
+    assert len(bundle) < 2 << 20
 
 
 def test_ray_tunes_the_default_task_and_a_second_run_goes_on(ray: FlowerProcesses) -> None:

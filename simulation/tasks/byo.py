@@ -191,4 +191,5 @@ class _ColumnReader:
 
 
 def _in_words(shape: tuple[int | None, ...]) -> str:
-    return f"({', '.join('N' if length is None else str(length) for length in shape)})"
+    lengths = ("any" if length is None else str(length) for length in shape[1:])
+    return f"({', '.join(('N', *lengths))})"
