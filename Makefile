@@ -29,7 +29,7 @@ demo: venv ## Drift a fleet of digit readers, tune it back through Flower, write
 test: unit slow ## Run every test.
 
 unit: venv ## Run the fast tests.
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" --durations=5
 
 slow: venv chromium ## Run the end-to-end tests.
 	$(BIN)/python -m pytest -q -m slow

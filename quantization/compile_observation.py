@@ -76,7 +76,8 @@ class ObservationGraphs:
 
     Attributes:
         plain: The float model with the current channels.
-        normalizing: The lab's model, normalised as it goes; None without references.
+        normalizing: The lab's model, normalised as it goes; None without references, or where no layer is
+            corrected.
         layer_names: Layers that both give moments of.
         site_names: Sites that `plain` gives values of.
         reference_slots: Where the references lie in the file `reference`; empty without them.
@@ -108,7 +109,7 @@ def compile_observation(
     plain = _compile_plain(draft, plan)
     files = plain.files | codes | {"channels": channels_content(draft, plan, policy)}
     normalizing = None
-    if references is not None:
+    if references is not None and plan.corrected_layers:
         reference = reference_content(draft, plan, policy, references)
         graph = _compile_normalizing(draft, plan, references)
         normalizing = CompiledGraph(graph.skeleton, _sorted(graph.files | codes | {"reference": reference}))

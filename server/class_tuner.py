@@ -216,7 +216,9 @@ class ClassTuner:
             corrections=self.decision(generation, base).corrections,
         )
         if policy.changes_nothing_in(base.policy):
-            return replace(generation, reason="the field asks for what devices run already"), Event.NOTHING_CHANGED
+            return replace(
+                generation, reason="the field asks for what devices run already"
+            ), Event.NOTHING_CHANGED
         artifact = compile_artifact(self.model, policy, base.lab.references)
         check_budget(artifact, self.registry.device_class(self.device_class))
         proposed = replace(

@@ -17,7 +17,8 @@ from quantization.calibration import MeanSquaredError, RangeMethod
 from quantization.compile import CompiledGraph
 from quantization.compile_observation import compile_observation
 from quantization.device_class import DeviceClass
-from quantization.errors import ConfigurationError, InvalidDataError
+from quantization.draft import first_line
+from quantization.errors import ConfigurationError, InvalidDataError, UnsupportedModelError
 from quantization.graph import GraphPlan, Layer, canonicalize
 from quantization.moments import ChannelReference
 from quantization.observation import RunFunction, observe_ranges
@@ -132,24 +133,43 @@ def measure(
         return outputs
 
     histograms = observe_ranges(run_and_pool, inputs, sites, BATCH_SIZE)
-    return LabStatistics(pool.references(), histograms)
+    references = pool.references()
+    unseen = next((site for site, histogram in histograms.items() if histogram.count == 0), None)
+    if unseen is not None:
+        raise InvalidDataError(
+            f"tensor {unseen} has no finite value on the lab's inputs; check their scale and the model's weights"
+        )
+    return LabStatistics(references, histograms)
 
 
 def open_session(graph: CompiledGraph) -> RunFunction:
-    """Return a function that runs a compiled graph in ONNX Runtime, on one thread."""
+    """Return a function that runs a compiled graph in ONNX Runtime, on one thread.
+
+    Raises:
+        UnsupportedModelError: If ONNX Runtime cannot load the graph; the function, if it cannot run it.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised, and said once
     contents = [np.ascontiguousarray(array).tobytes() for array in graph.files.values()]
     options.add_external_initializers_from_files_in_memory(
         list(graph.files), contents, [len(content) for content in contents]
     )
-    session = ort.InferenceSession(graph.skeleton, options, providers=["CPUExecutionProvider"])
+    try:
+        session = ort.InferenceSession(graph.skeleton, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors have no common base
+        raise UnsupportedModelError(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
     input_name = session.get_inputs()[0].name
     names = [output.name for output in session.get_outputs()]
 
     def run(batch: FloatArray) -> Mapping[str, AnyArray]:
-        return dict(zip(names, session.run(names, {input_name: batch}), strict=True))
+        try:
+            outputs = session.run(names, {input_name: batch})
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"ONNX Runtime cannot run the model on inputs of shape {batch.shape}: {first_line(error)}"
+            ) from error
+        return dict(zip(names, outputs, strict=True))
 
     return run
 
@@ -178,12 +198,12 @@ class _MomentsPool:
         references = {}
         for name, count in self.counts.items():
             mean = self.totals[name] / count
-            if not np.isfinite(mean).all():
-                raise InvalidDataError(
-                    f"layer {name} gives values that are not finite on the lab's inputs; check them for NaN, "
-                    "infinities and scale"
-                )
             variance = self.squares[name] / count - mean**2
+            if not np.isfinite(variance).all():
+                raise InvalidDataError(
+                    f"layer {name} gives values that are not finite, or too large for float32, on the lab's inputs; "
+                    "check their scale and the model's weights"
+                )
             references[name] = ChannelReference.from_moments(mean, variance, count)
         return references
 

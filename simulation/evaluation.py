@@ -8,6 +8,8 @@ import onnxruntime as ort
 from client.runtime import Runtime
 from quantization.arrays import FloatArray, IntArray
 from quantization.artifact import Manifest
+from quantization.draft import first_line
+from quantization.errors import UnsupportedModelError
 from server.blob_store import BlobStore
 
 BATCH_SIZE = 256
@@ -16,14 +18,26 @@ InferFunction = Callable[[FloatArray], FloatArray]
 
 
 def float_model(model: bytes) -> InferFunction:
-    """Return inference with the fp32 ONNX model itself."""
+    """Return inference with the fp32 ONNX model itself.
+
+    Raises:
+        UnsupportedModelError: If ONNX Runtime cannot load the model; the inference, if it cannot run it.
+    """
     options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    options.log_severity_level = 4  # what goes wrong is raised, and said once
+    try:
+        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors have no common base
+        raise UnsupportedModelError(f"ONNX Runtime cannot load it: {first_line(error)}") from error
     name, output = session.get_inputs()[0].name, session.get_outputs()[0].name
 
     def infer(batch: FloatArray) -> FloatArray:
-        logits: FloatArray = session.run([output], {name: np.ascontiguousarray(batch, np.float32)})[0]
+        try:
+            logits: FloatArray = session.run([output], {name: np.ascontiguousarray(batch, np.float32)})[0]
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"ONNX Runtime cannot run it on inputs of shape {batch.shape}: {first_line(error)}"
+            ) from error
         return logits
 
     return infer

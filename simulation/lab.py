@@ -6,7 +6,7 @@ from flwr.app import Context
 
 from quantization.calibration import method_from_name
 from quantization.device_class import DeviceClass
-from quantization.errors import NotFoundError
+from quantization.errors import InvalidDataError, NotFoundError, UnsupportedModelError
 from server.blob_store import BlobStore
 from server.lab import PreparedModel, prepare_model
 from server.registry import Registry
@@ -37,17 +37,24 @@ def prepare_task(
         blobs: Gets the content.
         name: Of the model in the registry; the task's own by default.
         on_progress: Told how many of how many lab rows were measured.
+
+    Raises:
+        UnsupportedModelError: The model cannot be quantized or run; names the files.
+        InvalidDataError: The model gives no usable values on these rows; names the files.
     """
-    return prepare_model(
-        task.model,
-        task.to_input(task.lab_x),
-        name=name or task.name,
-        device_classes=device_classes,
-        range_method=method_from_name(range_method),
-        registry=registry,
-        blobs=blobs,
-        on_progress=on_progress,
-    )
+    try:
+        return prepare_model(
+            task.model,
+            task.to_input(task.lab_x),
+            name=name or task.name,
+            device_classes=device_classes,
+            range_method=method_from_name(range_method),
+            registry=registry,
+            blobs=blobs,
+            on_progress=on_progress,
+        )
+    except (InvalidDataError, UnsupportedModelError) as error:
+        raise type(error)(f"{task.origin or task.name}: {error}") from error
 
 
 def bootstrap(context: Context, registry: Registry, blobs: BlobStore) -> str:

@@ -115,7 +115,7 @@ def _read_array(archive: zipfile.ZipFile, path: Path, name: str) -> AnyArray:
                 f"{path}: array {name!r} holds pickled Python objects, which are never loaded; "
                 "save it as a plain array of numbers"
             )
-        if dtype.kind not in _KINDS:
+        if dtype.kind not in _KINDS or dtype.itemsize == 0:
             raise InvalidDataError(
                 f"{path}: array {name!r} is of type {dtype}; save it as a plain array of numbers"
             )
@@ -128,7 +128,7 @@ def _read_array(archive: zipfile.ZipFile, path: Path, name: str) -> AnyArray:
                 f"and has {body_bytes}; save it again"
             )
         content = stream.read()
-    flat = np.frombuffer(content, dtype, count) if dtype.itemsize else np.empty(count, dtype)
+    flat = np.frombuffer(content, dtype, count)
     array: AnyArray = flat.reshape(shape[::-1]).T if is_fortran else flat.reshape(shape)
     return array
 

@@ -27,7 +27,7 @@ from simulation.drift import parse_drifts
 
 MAX_DEVICES = 1_000_000
 MAX_GENERATIONS = 1_000
-_MAX_FILE_BYTES = 1 << 20
+_MAX_FILE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ def _read_file(file: Path) -> dict[str, Any]:
         )
     try:
         document = tomllib.loads(content.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, or a number of thousands of digits
         raise ConfigurationError(f"scenario {file} is not TOML: {error}; see docs/cli.md") from error
     except RecursionError as error:
         raise ConfigurationError(f"scenario {file} is nested too deep; see docs/cli.md") from error

@@ -15,8 +15,10 @@ import numpy as np
 import onnx
 
 from quantization.arrays import AnyArray, FloatArray, IntArray
+from quantization.draft import Draft
 from quantization.errors import InvalidDataError, UnsupportedModelError
 from quantization.graph import analyze, canonicalize
+from simulation.evaluation import float_model
 from simulation.npz import read_npz
 from simulation.tasks.splits import stratified_split
 from simulation.tasks.task import TaskData
@@ -25,6 +27,7 @@ LAB_SHARE, FIELD_SHARE = 0.1, 0.6
 LEAST_ROWS = 10
 """Rows a file without `split` must have, so that each side gets one."""
 
+_TRIAL_ROWS = 2
 _SIDES = {0: "lab", 1: "field", 2: "test"}
 
 
@@ -40,11 +43,11 @@ def load_byo(model_path: Path, data_path: Path, seed: int = 0) -> TaskData:
         UnsupportedModelError: If the model cannot be read or quantized.
         InvalidDataError: Names the file and array, what was expected and what is there, and the remedy.
     """
-    model = _read_model(model_path)
-    shape, classes = _input_shape_and_classes(model, model_path)
+    model, shape = _read_model(model_path)
     arrays = read_npz(data_path, ("x",), ("y", "device", "split"))
     reader = _ColumnReader(data_path, len(arrays["x"]) if arrays["x"].ndim else 0)
     x = reader.inputs(arrays["x"], shape, model_path)
+    classes = _count_classes(model, x[:_TRIAL_ROWS], model_path)
     y = reader.labels(arrays["y"], classes) if "y" in arrays else None
     owner = reader.owners(arrays["device"]) if "device" in arrays else None
     lab, field, test = reader.sides(arrays["split"]) if "split" in arrays else reader.drawn_sides(y, seed)
@@ -59,27 +62,37 @@ def load_byo(model_path: Path, data_path: Path, seed: int = 0) -> TaskData:
         field_owner=None if owner is None else owner[field],
         test_x=x[test],
         test_y=None if y is None else y[test],
+        origin=f"{model_path} with {data_path}",
     )
 
 
-def _read_model(path: Path) -> bytes:
+def _read_model(path: Path) -> tuple[bytes, tuple[int | None, ...]]:
+    """Return the model, its batch axis freed if it was fixed, and the shape of its input, None where dynamic."""
     try:
-        return path.read_bytes()
+        model = path.read_bytes()
     except OSError as error:
         raise UnsupportedModelError(f"cannot read model {path}: {error.strerror}; check --model") from error
-
-
-def _input_shape_and_classes(model: bytes, path: Path) -> tuple[tuple[int | None, ...], int | None]:
-    """Return the shape of the model's input, None where dynamic, and the number of its logits if known."""
     try:
         canonical = canonicalize(model)
         plan = analyze(canonical)
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"{path}: {error}") from error
-    output = onnx.load_model_from_string(canonical).graph.output[0]
-    dims = output.type.tensor_type.shape.dim
-    classes = dims[-1].dim_value if len(dims) == 2 else 0
-    return plan.input_shape, classes or None
+    batch = Draft.from_model(onnx.load_model_from_string(model)).input.type.tensor_type.shape.dim[0]
+    return canonical if batch.HasField("dim_value") else model, plan.input_shape
+
+
+def _count_classes(model: bytes, rows: FloatArray, path: Path) -> int:
+    """Return how many logits the model gives, which it must do for these rows."""
+    try:
+        logits = float_model(model)(rows)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{path}: {error}; check the model with onnxruntime alone") from error
+    if logits.ndim != 2 or len(logits) != len(rows) or logits.dtype != np.float32:
+        raise UnsupportedModelError(
+            f"{path}: its first output must be float32 logits (N, classes), and is {logits.dtype} {logits.shape} for "
+            f"{len(rows)} rows; export a classifier without what follows its logits"
+        )
+    return int(logits.shape[1])
 
 
 class _ColumnReader:
@@ -117,13 +130,14 @@ class _ColumnReader:
             )
         return rows
 
-    def labels(self, y: AnyArray, classes: int | None) -> IntArray:
+    def labels(self, y: AnyArray, classes: int) -> IntArray:
         """Return classes as int64, each one the model can answer."""
         whole = self.whole_numbers("y", y, "class")
-        if whole.min() < 0 or (classes is not None and whole.max() >= classes):
-            most = "" if classes is None else f" to {classes - 1}"
+        if whole.min() < 0 or whole.max() >= classes:
             raise self.refusal(
-                "y", f"classes from 0{most}, and has {whole.min()} to {whole.max()}", "renumber them"
+                "y",
+                f"classes from 0 to {classes - 1}, and has {whole.min()} to {whole.max()}",
+                "renumber them",
             )
         return whole
 

@@ -44,6 +44,7 @@ class TaskData:
         test_y: Their classes.
         to_input: Makes model inputs of raw rows.
         classes: Name of each class, where there are names.
+        origin: Files that model and rows came from, for messages; empty for built-in tasks.
     """
 
     name: str
@@ -58,6 +59,7 @@ class TaskData:
     test_y: IntArray | None
     to_input: InputFunction = as_input
     classes: tuple[str, ...] = ()
+    origin: str = ""
 
     def __post_init__(self) -> None:
         """Refuse labels or owners that do not fit their rows."""

@@ -38,7 +38,7 @@ def _every(candidates: Candidates) -> list[Allocation]:
     ]
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)  # the solver is imported at the first
 @given(st.integers(0, 1000), st.floats(0, 1), st.floats(0, 1))
 def test_exact_allocation_is_the_best_of_all(seed: int, size_part: float, latency_part: float) -> None:
     candidates = _problem(seed)

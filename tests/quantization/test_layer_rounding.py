@@ -5,6 +5,7 @@ import pytest
 
 from quantization.errors import ConfigurationError
 from quantization.layer_rounding import round_layer
+from quantization.packing import packed_size_bytes
 from quantization.scale_search import PACKED_GRIDS, RATED_GRIDS, PackedGrid, RatedGrid
 from quantization.second_moments import SecondMoments
 
@@ -61,10 +62,9 @@ def test_rated_grid_beats_packed_grid_at_equal_bytes() -> None:
     weights = np.random.default_rng(1).normal(size=(64, 144))
     moments = SecondMoments.empty(144, 2).add_columns(_inputs(1, 144))
     packed = round_layer(weights, moments, [PackedGrid(3)])[0]
-    rated = [
-        r for r in round_layer(weights, moments, RATED_GRIDS) if r.size_bytes <= packed.codes.size * 3 // 8
-    ]
-    assert min(r.loss for r in rated) < 0.6 * packed.loss
+    size_bytes = packed_size_bytes(packed.codes.size, 3) + 4 * 64
+    rated = [r for r in round_layer(weights, moments, RATED_GRIDS) if r.size_bytes <= size_bytes]
+    assert min(r.loss for r in rated) < 0.75 * packed.loss
 
 
 def test_cross_moments_make_up_for_a_rounded_prefix() -> None:

@@ -2,7 +2,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantization.errors import ConfigurationError
@@ -37,6 +37,7 @@ def loss(weights: RealArray, scale: RealArray, codes: RealArray, moments: RealAr
     return row_losses(weights - scale[..., None] * codes, moments)
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 1000), st.sampled_from(BITS))
 def test_each_step_loses_less_than_the_one_before(seed: int, bit_width: int) -> None:
     weights, moments = layer(seed)
@@ -54,6 +55,7 @@ def test_each_step_loses_less_than_the_one_before(seed: int, bit_width: int) -> 
         np.testing.assert_array_equal(codes, np.rint(codes))
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 1000))
 def test_descent_from_anywhere_ends_where_no_single_code_can_improve(seed: int) -> None:
     weights, moments = layer(seed, rows=2, columns=6, matrices=1)

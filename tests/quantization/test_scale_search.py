@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantization.errors import ConfigurationError
-from quantization.rounding import damped, greatest_code, round_to_nearest, row_losses
+from quantization.rounding import as_float32, damped, greatest_code, round_to_nearest, row_losses
 from quantization.scale_search import PackedGrid, RatedGrid, packed_scales, rated_scales
 
 
@@ -21,7 +21,7 @@ def test_searched_scale_never_loses_more_than_the_largest_magnitude(seed: int, b
     def loss(scale: np.ndarray) -> np.ndarray:
         return row_losses(weights - scale[..., None] * round_to_nearest(weights, scale, bit_width), moments)
 
-    plain = np.abs(weights).max(2) / greatest_code(bit_width)
+    plain = as_float32(np.abs(weights).max(2) / greatest_code(bit_width))
     assert (loss(packed_scales(weights, moments, bit_width)) <= loss(plain) * (1 + 1e-5) + 1e-12).all()
 
 

@@ -2,7 +2,7 @@ from functools import reduce
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -16,6 +16,7 @@ columns = hnp.arrays(
 moments = columns.map(lambda x: EMPTY.add_columns(x, x[..., ::-1]))
 
 
+@settings(max_examples=50, deadline=None)
 @given(moments, moments, moments)
 def test_merge_is_a_commutative_monoid(a: SecondMoments, b: SecondMoments, c: SecondMoments) -> None:
     assert a.merge(b) == b.merge(a)
@@ -23,6 +24,7 @@ def test_merge_is_a_commutative_monoid(a: SecondMoments, b: SecondMoments, c: Se
     assert a.merge(EMPTY) == a
 
 
+@settings(max_examples=50, deadline=None)
 @given(moments)
 def test_array_round_trip_keeps_every_field(a: SecondMoments) -> None:
     assert SecondMoments.from_array(a.to_array()) == a

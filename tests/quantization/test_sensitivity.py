@@ -4,7 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantization.errors import ConfigurationError, MalformedError
-from quantization.sensitivity import Gain, ProbeResult, corrected_gains, estimate_gain, usable_gains
+from quantization.sensitivity import (
+    Gain,
+    ProbeResult,
+    corrected_gains,
+    estimate_gain,
+    tempered_divergence,
+    usable_gains,
+)
 
 
 def _probes(gains: np.ndarray) -> list[ProbeResult]:
@@ -65,6 +72,26 @@ def test_probe_that_nobody_can_have_measured_is_refused(loss: float, divergence:
         ProbeResult("d", loss, divergence, count)
 
 
+def test_divergence_is_that_of_the_tempered_distributions() -> None:
+    reference, probe = np.random.default_rng(0).normal(size=(2, 6, 5)) * 3
+
+    def softmax(z: np.ndarray) -> np.ndarray:
+        return np.exp(z) / np.exp(z).sum(1, keepdims=True)
+
+    p, q = softmax(reference / 2), softmax(probe / 2)
+    expected = 4 * (p * np.log(p / q)).sum()
+    assert tempered_divergence(reference, probe, 2.0) == pytest.approx(expected)
+    assert tempered_divergence(reference, reference + 7) == pytest.approx(0, abs=1e-12)
+    assert tempered_divergence(reference * 1e4, probe * 1e4) < np.inf
+
+
+def test_divergence_of_logits_that_are_not_numbers_is_refused() -> None:
+    with pytest.raises(MalformedError):
+        tempered_divergence(np.zeros((2, 3)), np.full((2, 3), np.nan))
+    with pytest.raises(MalformedError):
+        tempered_divergence(np.zeros((2, 3)), np.zeros((2, 4)))
+
+
 def test_gain_needs_probes() -> None:
     with pytest.raises(ConfigurationError):
         estimate_gain([])
@@ -77,7 +104,7 @@ def test_layer_that_nobody_probed_is_kept_precise() -> None:
     assert usable_gains({}, ["a"]) == {"a": 1.0}
 
 
-@given(st.lists(st.floats(0.01, 10), min_size=2, max_size=6), st.floats(0.3, 3))
+@given(st.lists(st.floats(0.01, 10), min_size=2, max_size=6), st.floats(0.5, 3))
 def test_corrected_gains_predict_what_was_measured(parts: list[float], factor: float) -> None:
     gains = {str(i): 2.0 for i in range(len(parts))}
     losses = {str(i): part for i, part in enumerate(parts)}

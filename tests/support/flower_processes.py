@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-PROJECT = Path(__file__).parent.parent
+PROJECT = Path(__file__).parents[2]
 _START_SECONDS = 60.0
 _RUN_SECONDS = 240.0
 _STOP_SECONDS = 20.0
