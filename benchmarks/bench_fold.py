@@ -24,7 +24,8 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
-from quantization.histogram import DyadicHistogram, FixedGrid
+from quantization.fixed_grid import FixedGrid
+from quantization.histogram import DyadicHistogram
 from simulation.grid import InProcessGrid
 from strategies.calibration_round import RangesFold, calibrate_ranges
 from strategies.messages import Delivery, DeviceHello, LayerLayout, RangesRequest, SiteLayout

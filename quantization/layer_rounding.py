@@ -129,8 +129,9 @@ def _rounded_all(
     weights: RealArray, moments: RealArray, grids: Sequence[Grid], blocks: int
 ) -> dict[Grid, tuple[RealArray, RealArray]]:
     """Return steps (M, R) and codes (M, R, B) by grid."""
-    found = {g: _rounded(weights, moments, g, blocks) for g in grids if isinstance(g, PackedGrid)}
-    result: dict[Grid, tuple[RealArray, RealArray]] = {**found}
+    result: dict[Grid, tuple[RealArray, RealArray]] = {
+        grid: _rounded(weights, moments, grid, blocks) for grid in grids if isinstance(grid, PackedGrid)
+    }
     rated = [grid for grid in grids if isinstance(grid, RatedGrid)]
     together = max(1, _MAX_ELEMENTS // weights.size)
     for start in range(0, len(rated), together):

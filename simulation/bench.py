@@ -27,6 +27,7 @@ from simulation.lab import prepare_task
 from simulation.measured_grid import MeasuredGrid
 from simulation.pooled import channels_of, pooled_ranges
 from simulation.scenario import Scenario
+from strategies.records import PHASE_RANGES
 from strategies.rounds import RoundSettings
 
 AGREEMENT_ROWS = 1000
@@ -148,7 +149,7 @@ class Bench:
         base_manifest = load_manifest(self.blobs, base.manifest_digest)
         members = [
             position
-            for position in sorted(self.grid.traffic.observed)
+            for position in sorted(self.grid.traffic.observed[PHASE_RANGES])
             if self.fleet.device_class(position).name == generation.device_class
         ]
         pooled = pooled_ranges(

@@ -1,13 +1,12 @@
 """An in-process grid that keeps count of what a generation costs and of who took part."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from flwr.app import Message
 
 from simulation.grid import InProcessGrid
-from strategies.records import CALIBRATE, PHASE_RANGES, read_phase
+from strategies.records import CALIBRATE, PHASE_MOMENTS, PHASE_RANGES, read_phase
 from strategies.wire import content_size_bytes
 
 _FIRST_NODE_ID = 2
@@ -18,25 +17,23 @@ class Traffic:
     """What passed between server and devices since the last reset.
 
     Attributes:
-        asked: Messages sent.
-        answered: Replies without an error.
-        errors: Error replies by Flower's code.
         reply_bytes: Content of all replies.
-        observed: Positions of devices that answered about ranges.
-        about_ranges: Ids of the messages that asked for ranges.
+        failed: Positions of devices that answered with an error when asked for moments.
+        observed: Positions of devices that answered about moments, and about ranges, by phase.
+        asked: Positions of devices that were asked, likewise.
+        phases: Which phase of a calibration a message is of, by its id.
     """
 
-    asked: int = 0
-    answered: int = 0
-    errors: Counter[int] = field(default_factory=Counter)
     reply_bytes: int = 0
-    observed: set[int] = field(default_factory=set)
-    about_ranges: set[str] = field(default_factory=set)
+    failed: set[int] = field(default_factory=set)
+    observed: dict[str, set[int]] = field(default_factory=lambda: {PHASE_MOMENTS: set(), PHASE_RANGES: set()})
+    asked: dict[str, set[int]] = field(default_factory=lambda: {PHASE_MOMENTS: set(), PHASE_RANGES: set()})
+    phases: dict[str, str] = field(default_factory=dict)
 
     def dropped(self) -> dict[str, int]:
-        """Return messages that brought no reply, by reason."""
-        silent = self.asked - self.answered - self.errors.total()
-        found = {"failed": self.errors.total(), "late or silent": silent}
+        """Return devices that were asked for moments and gave none, by reason."""
+        silent = self.asked[PHASE_MOMENTS] - self.observed[PHASE_MOMENTS] - self.failed
+        found = {"failed": len(self.failed), "late or silent": len(silent)}
         return {reason: count for reason, count in found.items() if count}
 
 
@@ -46,24 +43,24 @@ class MeasuredGrid(InProcessGrid):
     traffic: Traffic
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Count the messages, and note which ask for ranges."""
+        """Note who is asked for what."""
         batch = list(messages)
         ids = super().push_messages(batch)
-        self.traffic.asked += len(ids)
         for id_, message in zip(ids, batch, strict=True):
-            is_calibration = message.metadata.message_type == CALIBRATE
-            if is_calibration and read_phase(message.content) == PHASE_RANGES:
-                self.traffic.about_ranges.add(id_)
+            if message.metadata.message_type == CALIBRATE:
+                phase = self.traffic.phases[id_] = read_phase(message.content)
+                self.traffic.asked[phase].add(message.metadata.dst_node_id - _FIRST_NODE_ID)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
-        """Count the replies."""
+        """Count the replies, and note who answered."""
         for reply in super().pull_messages(message_ids):
-            if reply.has_error():
-                self.traffic.errors[reply.error.code] += 1
-            else:
-                self.traffic.answered += 1
+            phase = self.traffic.phases.get(reply.metadata.reply_to_message_id)
+            position = reply.metadata.src_node_id - _FIRST_NODE_ID
+            if not reply.has_error():
                 self.traffic.reply_bytes += content_size_bytes(reply.content)
-                if reply.metadata.reply_to_message_id in self.traffic.about_ranges:
-                    self.traffic.observed.add(reply.metadata.src_node_id - _FIRST_NODE_ID)
+                if phase is not None:
+                    self.traffic.observed[phase].add(position)
+            elif phase == PHASE_MOMENTS:
+                self.traffic.failed.add(position)
             yield reply

@@ -9,7 +9,8 @@ import numpy as np
 from quantization.arrays import AnyArray, IntArray
 from quantization.dyadic import MAX_BINS
 from quantization.errors import MalformedError
-from quantization.histogram import MAX_WEIGHT, WEIGHT_STEPS, DyadicHistogram, FixedGrid
+from quantization.fixed_grid import FixedGrid
+from quantization.histogram import MAX_WEIGHT, WEIGHT_STEPS, DyadicHistogram
 from strategies.packed_histograms import (
     MAX_DEVICE_COUNT,
     MAX_DEVICE_WEIGHT,

@@ -13,7 +13,8 @@ import numpy as np
 from quantization.arrays import AnyArray, IntArray
 from quantization.dyadic import MAX_BIN_INDEX, MAX_BINS
 from quantization.errors import MalformedError
-from quantization.histogram import DyadicHistogram, FixedGrid
+from quantization.fixed_grid import FixedGrid
+from quantization.histogram import DyadicHistogram
 from strategies.histogram_check import GridBins, check_dense, check_free
 from strategies.messages import SiteLayout
 from strategies.packed_histograms import DensePart, PackedHistograms

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 from quantization.errors import ConfigurationError
-from quantization.histogram import FixedGrid
+from quantization.fixed_grid import FixedGrid
 from quantization.moments import MAX_CHANNELS
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from quantization.arrays import AnyArray, IntArray
 from quantization.dyadic import MAX_BINS
 from quantization.errors import IncompatibleStatsError
-from quantization.histogram import WEIGHT_STEPS, DyadicHistogram, FixedGrid
+from quantization.fixed_grid import FixedGrid
+from quantization.histogram import WEIGHT_STEPS, DyadicHistogram
 from strategies.messages import SiteLayout
 
 SUMMARY_ROWS = 3

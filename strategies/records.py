@@ -18,7 +18,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from quantization.arrays import AnyArray, IntArray
 from quantization.assessment import AssessmentCounts
 from quantization.errors import ConfigurationError, MalformedError
-from quantization.histogram import DyadicHistogram, FixedGrid
+from quantization.fixed_grid import FixedGrid
+from quantization.histogram import DyadicHistogram
 from quantization.moments import ChannelMoments
 from strategies.messages import (
     AssessRequest,

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from quantization.dyadic import MAX_BINS
 from quantization.errors import ConfigurationError, IncompatibleStatsError, InvalidDataError, MalformedError
-from quantization.histogram import MAX_WEIGHT, DyadicHistogram, FixedGrid, merge_all
+from quantization.fixed_grid import FixedGrid
+from quantization.histogram import MAX_WEIGHT, DyadicHistogram, merge_all
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "histogram.npz"
 FLOATS = st.floats(width=32)

@@ -25,6 +25,8 @@ pytestmark = [pytest.mark.slow]
 
 FUSED = {"Conv": "QLinearConv", "Gemm": "QGemm", "MatMul": "MatMulIntegerToFloat"}
 TEST_ROWS = 2000
+TOLERATED_LOSS = {X86_VNNI: 0.005, X86: 0.01}
+"""Accuracy that int8 may cost: half a point with 8-bit weights, a point with 7."""
 
 
 def task_named(name: str) -> TaskData:
@@ -72,7 +74,9 @@ def test_model_of_the_task_is_integer_exact_and_accurate(name: str, tmp_path: Pa
         different = compare_layers(graph, observed)
         assert len(different) == len(layers)
         assert not any(different.values()), f"{device_class.name}: {different}"
-        assert right >= exact - 0.005, f"{device_class.name}: int8 {right:.4f}, fp32 {exact:.4f}"
+        assert right >= exact - TOLERATED_LOSS[device_class], (
+            f"{device_class.name}: int8 {right:.4f}, fp32 {exact:.4f}"
+        )
 
 
 def _layer_nodes(graph: CompiledGraph) -> list[models.onnx.NodeProto]:

@@ -2,7 +2,8 @@ import numpy as np
 from flwr.app import RecordDict
 from statistics_strategies import app_that
 
-from quantization.histogram import DyadicHistogram, FixedGrid
+from quantization.fixed_grid import FixedGrid
+from quantization.histogram import DyadicHistogram
 from quantization.moments import ChannelMoments, ChannelReference
 from simulation.grid import Dropout, InProcessGrid
 from strategies.calibration_round import calibrate_moments, calibrate_ranges

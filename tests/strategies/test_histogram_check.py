@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from quantization.errors import MalformedError
-from quantization.histogram import DyadicHistogram, FixedGrid
+from quantization.fixed_grid import FixedGrid
+from quantization.histogram import DyadicHistogram
 from strategies.histogram_sum import HistogramSum
 from strategies.messages import SiteLayout
 from strategies.packed_histograms import DensePart, FreePart, PackedHistograms, pack_histograms

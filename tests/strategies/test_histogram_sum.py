@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statistics_strategies import histograms
 
-from quantization.histogram import DyadicHistogram, FixedGrid
+from quantization.fixed_grid import FixedGrid
+from quantization.histogram import DyadicHistogram
 from strategies.histogram_sum import HistogramSum
 from strategies.messages import SiteLayout
 from strategies.packed_histograms import pack_histograms

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from statistics_strategies import device_counts, device_moments, histograms
 
 from quantization.errors import ConfigurationError, MalformedError
-from quantization.histogram import DyadicHistogram, FixedGrid
+from quantization.fixed_grid import FixedGrid
+from quantization.histogram import DyadicHistogram
 from strategies.histogram_sum import HistogramSum
 from strategies.messages import (
     AssessRequest,
