@@ -17,6 +17,7 @@ from quantization.artifact import Manifest, update_size_bytes
 from quantization.assessment import AssessmentCounts, judge
 from quantization.calibration import method_from_name
 from quantization.errors import QuantFleetError
+from quantization.fixed_grid import FixedGrid
 from quantization.moments import ChannelMoments
 from quantization.policy import Policy
 from quantization.renormalization import DriftDecision, decide, layer_drift
@@ -189,7 +190,7 @@ class ClassTuner:
         request = RangesRequest(
             Delivery(base.manifest.to_bytes()),
             self.layers(),
-            SiteLayout(tuple(site.name for site in self.model.plan.sites)),
+            self.sites(base),
             channels_file(self.model, corrected) if is_corrected_anew else None,
             self.settings.batch_size,
         )
@@ -278,6 +279,13 @@ class ClassTuner:
     def layers(self) -> LayerLayout:
         """Return the layers whose moments devices observe."""
         return LayerLayout.of({layer.name: layer.channels for layer in self.model.plan.corrected_layers})
+
+    def sites(self, base: Base) -> SiteLayout:
+        """Return the sites whose values devices count, and on which bins if those are fixed."""
+        names = tuple(site.name for site in self.model.plan.sites)
+        if not self.settings.fixed_grids:
+            return SiteLayout(names)
+        return SiteLayout(names, tuple(FixedGrid.around(base.lab.histograms[name]) for name in names))
 
     def deliver_to(self, manifest: Manifest) -> Callable[[str], Delivery]:
         """Return the function from the manifest that a device holds to what it lacks of `manifest`."""

@@ -18,6 +18,7 @@ from quantization.arrays import FloatArray
 from quantization.calibration import method_from_name
 from quantization.device_class import ARM, X86
 from quantization.errors import NotFoundError, RoundFailedError
+from quantization.fixed_grid import FixedGrid
 from quantization.histogram import DyadicHistogram
 from quantization.policy import Policy
 from server.blob_store import BlobStore
@@ -96,6 +97,15 @@ def test_a_fleet_like_the_lab_keeps_its_corrections(bench: Bench, make_fleet: An
     assert generation.step is Step.PUBLISHED  # its ranges moved
     assert dict(policy_of(generation).corrections) == {}
     assert not json.loads(generation.drift)["is_drifted"]
+
+
+def test_bins_that_a_round_fixes_give_nearly_the_same_ranges(bench: Bench, make_fleet: Any) -> None:
+    settings = ServerSettings(model_name="tiny", fixed_grids=True)
+    fixed = policy_of(bench.run(make_fleet(gain=3.0), settings).generations["arm"])
+    statistics = bench.prepared.statistics["arm"].histograms
+    for site, found in bench.ranges(bench.generations()[-1]).histograms.items():
+        assert found.exponent >= FixedGrid.around(statistics[site]).exponent
+        assert found.minimum <= fixed.ranges[site].hi <= max(found.maximum, 0.0) + 1e-6
 
 
 def test_an_update_is_the_manifest_the_ranges_and_the_channels(bench: Bench, make_fleet: Any) -> None:

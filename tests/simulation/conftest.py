@@ -1,24 +1,16 @@
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
 from quantization.calibration import Range
 from quantization.renormalization import LayerDrift
-from server.registry import Registry
-from simulation.bench import Bench
-from simulation.device import forget_fleet
-from simulation.fleet import Fleet, FleetSettings
 from simulation.result import Accuracy, ExperimentResult, GenerationResult
-from simulation.scenario import Scenario
 from simulation.tasks import TaskData, load_task
 
 ResultFactory = Callable[..., ExperimentResult]
-OpenBench = Callable[..., Bench]
 
 
 def _layers(count: int) -> tuple[str, ...]:
@@ -97,19 +89,3 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def digits(model_cache: Path) -> TaskData:
     """Load the task digits with seed 0."""
     return load_task("digits", 0, model_cache)
-
-
-@pytest.fixture
-def open_bench(digits: TaskData, tmp_path: Path) -> Iterator[OpenBench]:
-    """Set up a bench as an experiment does: another task, and fields of the scenario, may be given."""
-    with ExitStack() as stack:
-
-        def open_(task: TaskData = digits, **settings: Any) -> Bench:
-            scenario = Scenario(**settings)
-            folder = Path(stack.enter_context(TemporaryDirectory(dir=tmp_path)))
-            registry = stack.enter_context(Registry.open(f"sqlite:///{folder}/registry.db"))
-            bench = Bench.set_up(scenario, Fleet(task, FleetSettings.of(scenario)), registry, folder)
-            stack.callback(forget_fleet, bench.fleet_name)
-            return bench
-
-        yield open_

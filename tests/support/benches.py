@@ -1,0 +1,37 @@
+"""Benches as experiments set them up, without the rest of an experiment."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from server.generation import Generation
+from server.registry import Registry
+from server.tuner import run_generation
+from simulation.bench import Bench
+from simulation.device import forget_fleet
+from simulation.fleet import Fleet, FleetSettings
+from simulation.measured_grid import Traffic
+from simulation.scenario import Scenario
+from simulation.tasks import TaskData
+
+
+@contextmanager
+def open_bench(task: TaskData, **settings: Any) -> Iterator[Bench]:
+    """A bench for a task and fields of a scenario; its folder goes when it is closed."""
+    scenario = Scenario(**settings)
+    with TemporaryDirectory() as folder, Registry.open(f"sqlite:///{folder}/registry.db") as registry:
+        bench = Bench.set_up(scenario, Fleet(task, FleetSettings.of(scenario)), registry, Path(folder))
+        try:
+            yield bench
+        finally:
+            forget_fleet(bench.fleet_name)
+
+
+def tune(bench: Bench) -> Mapping[str, Generation]:
+    """Run one generation of every class; return them by class."""
+    bench.grid.traffic = Traffic()
+    return run_generation(
+        bench.grid, bench.registry, bench.blobs, bench.settings, clock=bench.grid.clock
+    ).generations
