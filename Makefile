@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TASK ?= digits
 DRIFT ?= brightness=0.35
+export OMP_NUM_THREADS ?= 1
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
@@ -29,7 +30,7 @@ demo: venv ## Drift a fleet of digit readers, tune it back through Flower, write
 test: unit slow ## Run every test.
 
 unit: venv ## Run the fast tests.
-	$(BIN)/python -m pytest -q -m "not slow" --durations=5
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --durations=5
 
 slow: venv chromium ## Run the end-to-end tests.
 	$(BIN)/python -m pytest -q -m slow

@@ -24,6 +24,7 @@ from quantization.errors import QuantFleetError
 from server.registry import Registry
 from simulation.alone import tuned_alone
 from simulation.bench import Bench
+from simulation.device import forget_fleet
 from simulation.evaluation import accuracy
 from simulation.experiment import load, run_on
 from simulation.fleet import Fleet, FleetSettings
@@ -60,8 +61,11 @@ def measure_cell(task: str, drifts: tuple[str, ...], seed: int, devices: int) ->
     fleet = Fleet(load(scenario), FleetSettings.of(scenario))
     with tempfile.TemporaryDirectory() as folder, Registry.open(f"sqlite:///{folder}/r.db") as registry:
         bench = Bench.set_up(scenario, fleet, registry, Path(folder))
-        alone = alone_accuracy(bench)
-        result = run_on(bench)
+        try:
+            alone = alone_accuracy(bench)
+            result = run_on(bench)
+        finally:
+            forget_fleet(bench.fleet_name)
     figures = result.accuracy
     return {
         "fp32": figures.fp32,

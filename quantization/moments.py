@@ -27,6 +27,9 @@ MAX_COUNT = 1 << 48
 MAX_MAGNITUDE = 1 << 62
 """No sum may pass this, so that adding two of them stays inside int64."""
 
+_ROUNDING = 1e-5
+"""A float32 layer's spread below this part of its mean is rounding, not signal."""
+
 _STEP = float(1 << FRACTION_BITS)
 _HEADER = 3  # channels, count, devices
 
@@ -56,10 +59,11 @@ class ChannelReference:
     def from_moments(cls, mean: FloatArray, variance: FloatArray, count: int) -> "ChannelReference":
         """Return the reference for moments taken in the lab, with a floor under dead channels' std.
 
-        A channel that never moves would make any field value infinitely many standard deviations away; its std is
-        raised to 1e-3 of the layer's root mean square std (or to 1 where the whole layer is constant).
+        A channel that never moves, but for rounding, would make any field value countless standard deviations away;
+        its std is raised to 1e-3 of the layer's root mean square std (or to 1 where the whole layer is constant).
         """
         std = np.sqrt(np.maximum(np.asarray(variance, np.float64), 0.0))
+        std = np.where(std > _ROUNDING * np.abs(mean), std, 0.0)
         floor = 1e-3 * float(np.sqrt(np.mean(std**2)))
         floored = np.maximum(std, floor) if floor > 0 else np.ones_like(std)
         return cls(np.asarray(mean, np.float64), floored, int(count))

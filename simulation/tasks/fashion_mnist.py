@@ -75,6 +75,6 @@ def _train(x: FloatArray, y: IntArray, seed: int, on_progress: ProgressFunction)
     from simulation.tasks.networks import FashionNet  # noqa: PLC0415
     from simulation.tasks.training import Recipe, train  # noqa: PLC0415
 
-    recipe = Recipe(epochs=10, batch_size=64, learning_rate=0.01, weight_decay=0.05)
+    recipe = Recipe(epochs=10, batch_size=64, learning_rate=0.02, weight_decay=0.05, label_smoothing=0.1)
     network = train(FashionNet, x, y, recipe, seed, on_progress=on_progress)
     return export_torch(network, torch.from_numpy(x[:2]))

@@ -73,15 +73,11 @@ def _train(x: FloatArray, y: IntArray, seed: int, on_progress: ProgressFunction)
 
     from server.export import export_torch  # noqa: PLC0415
     from simulation.tasks.networks import DepthwiseSeparableNet  # noqa: PLC0415
+    from simulation.tasks.speech_augmentation import augmented_log_mel  # noqa: PLC0415
     from simulation.tasks.training import Recipe, train  # noqa: PLC0415
 
-    def augmented(waves: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Return spectrograms of waves shifted in time, in a little noise."""
-        shift = int(torch.randint(SAMPLE_RATE_HZ, (1,), generator=generator))
-        sigma = 10.0 ** (-4.0 + 2.0 * torch.rand(len(waves), 1, generator=generator))
-        noisy = waves.roll(shift, 1) + sigma * torch.randn(waves.shape, generator=generator)
-        return torch.from_numpy(log_mel(noisy.numpy()))
-
-    recipe = Recipe(epochs=25, batch_size=64, learning_rate=0.01, weight_decay=0.05, label_smoothing=0.1)
-    network = train(DepthwiseSeparableNet, x, y, recipe, seed, augment=augmented, on_progress=on_progress)
+    recipe = Recipe(epochs=15, batch_size=64, learning_rate=0.01, weight_decay=0.05, label_smoothing=0.1)
+    network = train(
+        DepthwiseSeparableNet, x, y, recipe, seed, augment=augmented_log_mel, on_progress=on_progress
+    )
     return export_torch(network, torch.from_numpy(log_mel(x[:2])))

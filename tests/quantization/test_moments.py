@@ -105,3 +105,12 @@ def test_vector_that_no_device_can_have_written_is_refused(array: np.ndarray) ->
 def test_dead_channel_gets_a_floor_and_constant_layer_a_unit() -> None:
     assert ChannelReference.from_moments(np.zeros(2), np.array([0.0, 4.0]), 5).std[0] > 1e-3
     np.testing.assert_array_equal(ChannelReference.from_moments(np.zeros(2), np.zeros(2), 5).std, [1.0, 1.0])
+
+
+def test_a_layer_that_moves_by_rounding_alone_counts_as_constant() -> None:
+    mean = np.array([0.3, -0.7, 0.0])
+    rounding = ChannelReference.from_moments(mean, (mean * 1e-7) ** 2, 1000)
+    np.testing.assert_array_equal(rounding.std, np.ones(3))
+    moving = ChannelReference.from_moments(mean, np.array([0.04, (0.7e-7) ** 2, 1e-12]), 1000)
+    assert moving.std[0] == pytest.approx(0.2)
+    np.testing.assert_allclose(moving.std[1:], 1e-3 * 0.2 / 3**0.5, rtol=1e-6)

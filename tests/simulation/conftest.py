@@ -1,9 +1,12 @@
-from collections.abc import Callable
+import logging
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from quantization.calibration import Range
 from quantization.renormalization import LayerDrift
@@ -11,6 +14,15 @@ from simulation.result import Accuracy, ExperimentResult, GenerationResult
 from simulation.tasks import TaskData, load_task
 
 ResultFactory = Callable[..., ExperimentResult]
+
+
+@pytest.fixture(autouse=True)
+def _own_logs() -> Iterator[None]:
+    """Let no test see the process-wide logs and warnings that a command before it configured."""
+    with warnings.catch_warnings():
+        yield
+    logging.disable(logging.NOTSET)
+    structlog.reset_defaults()
 
 
 def _layers(count: int) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,13 +55,12 @@ class Laboratory:
 
 
 @pytest.fixture
-def laboratory(make_result: MakeResult, monkeypatch: pytest.MonkeyPatch) -> Iterator[Laboratory]:
+def laboratory(make_result: MakeResult, monkeypatch: pytest.MonkeyPatch) -> Laboratory:
     laboratory = Laboratory(make_result())
     module = ModuleType("simulation.experiment")
     module.run_experiment = laboratory.run_experiment  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "simulation.experiment", module)
-    yield laboratory
-    logging.disable(logging.NOTSET)
+    return laboratory
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from artifacts import example
 from flwr.app import Context, RecordDict
 
 from quantization.errors import ConfigurationError
@@ -10,8 +12,17 @@ from server.blob_store import BlobStore
 from server.candidate import load_manifest
 from server.registry import Registry
 from server.settings import ConfigValue
-from simulation.device import open_simulated_device, scenario_of
+from simulation.device import (
+    FLEET,
+    DeviceStates,
+    forget_fleet,
+    open_simulated_device,
+    register_fleet,
+    scenario_of,
+)
+from simulation.fleet import Fleet, FleetSettings
 from simulation.lab import bootstrap
+from simulation.tasks import TaskData
 
 Config = dict[str, ConfigValue]
 
@@ -84,3 +95,28 @@ def test_a_class_that_comes_later_is_prepared_without_a_new_model(config: Config
         prepared = registry.device_classes(registry.model(name).digest)
         assert [device_class.name for device_class in prepared] == ["arm", "x86-vnni"]
         assert sum(entry.action == "lab_measured" for entry in registry.audit()) == 2
+
+
+def test_a_registered_fleet_is_found_until_it_is_forgotten(digits: TaskData, tmp_path: Path) -> None:
+    fleet = Fleet(digits, FleetSettings(2, labelled=1.0))
+    name = register_fleet(fleet, DeviceStates(tmp_path))
+    found = open_simulated_device(context_of({FLEET: name}, {"partition-id": 1, "num-partitions": 2}))
+    np.testing.assert_array_equal(found.inputs(), fleet.inputs(1))
+    np.testing.assert_array_equal(found.labels(), fleet.labels(1))
+    assert found.device_class.name == "x86-vnni"
+    forget_fleet(name)
+    with pytest.raises(ConfigurationError, match=r"no fleet .* in this process"):
+        open_simulated_device(context_of({FLEET: name}))
+    forget_fleet(name)
+
+
+def test_devices_keep_their_own_manifest_and_share_content(tmp_path: Path) -> None:
+    states, artifact = DeviceStates(tmp_path), example("digits_cnn").artifact(generation=2)
+    states.install(1, artifact.manifest)
+    assert states.manifest(0) is None
+    again = DeviceStates(tmp_path)
+    assert again.manifest(1) == artifact.manifest
+    digest, stored = next(iter(artifact.blobs.items()))
+    states.blobs.put(digest, stored)
+    assert again.blobs.get(digest) == stored
+    assert [path.name for path in (tmp_path / "manifests").iterdir()] == ["1"]

@@ -55,7 +55,7 @@ def test_range_method_reaches_the_policy(digits: TaskData, tmp_path: Path) -> No
 
 def test_what_the_lab_refuses_names_where_it_came_from(digits: TaskData, tmp_path: Path) -> None:
     bad = replace(digits, lab_x=np.full_like(digits.lab_x, np.nan))
-    with pytest.raises(InvalidDataError, match="^digits: lab inputs hold NaN or infinities"):
+    with pytest.raises(InvalidDataError, match=r"^digits: lab inputs hold NaN or infinities"):
         prepared(bad, tmp_path / "one")
     with pytest.raises(InvalidDataError, match=r"^m\.onnx with d\.npz: lab inputs hold NaN"):
         prepared(replace(bad, origin="m.onnx with d.npz"), tmp_path / "other")
