@@ -72,6 +72,7 @@ class Bench:
             folder: For content; the caller removes it.
             on_measured: Told how the lab's calibration goes on.
         """
+        inputs = fleet.test_inputs(is_drifted=True)  # refuses a drift that is not for these rows
         blobs = BlobStore(folder / "server")
         states = DeviceStates(folder / "devices")
         classes = tuple({c.name: c for c in fleet.settings.device_classes}.values())
@@ -83,11 +84,11 @@ class Bench:
             blobs,
             on_progress=on_measured,
         )
-        for position in range(scenario.devices):
-            artifact = prepared.artifacts[fleet.device_class(position).name]
-            for digest, stored in artifact.blobs.items() if position < len(classes) else ():
+        for artifact in prepared.artifacts.values():
+            for digest, stored in artifact.blobs.items():
                 states.blobs.put(digest, stored)
-            states.install(position, artifact.manifest)
+        for position in range(scenario.devices):
+            states.install(position, prepared.artifacts[fleet.device_class(position).name].manifest)
         name = register_fleet(fleet, states)
         grid = MeasuredGrid(
             client_app,
@@ -101,7 +102,6 @@ class Bench:
             cohort=CohortSettings(expected_nodes=scenario.devices, seed=scenario.seed),
             rounds=RoundSettings(poll_seconds=POLL_SECONDS),
         )
-        inputs = fleet.test_inputs(is_drifted=True)
         return cls(scenario, fleet, name, registry, blobs, prepared, grid, settings, inputs)
 
     def serving(self) -> dict[str, Generation]:
@@ -145,7 +145,10 @@ class Bench:
         """Return whether a generation's ranges are those of all its inputs in one place, bit for bit."""
         entries = self.registry.generations(generation.model_digest, generation.device_class)
         base = entries[generation.base_number]
-        policy = Policy.from_json_bytes(generation.policy.encode())
+        served = (
+            generation if generation.policy else base
+        )  # nothing to change: the base is what was asked for
+        policy = Policy.from_json_bytes(served.policy.encode())
         base_manifest = load_manifest(self.blobs, base.manifest_digest)
         members = [
             position
@@ -157,7 +160,7 @@ class Bench:
             base_manifest,
             self.blobs,
             (self.fleet.inputs(position) for position in members),
-            channels=channels_of(load_manifest(self.blobs, generation.manifest_digest), self.blobs),
+            channels=channels_of(load_manifest(self.blobs, served.manifest_digest), self.blobs),
             policy=policy,
             previous=Policy.from_json_bytes(base.policy.encode()).ranges,
             batch_size=self.settings.batch_size,

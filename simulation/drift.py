@@ -49,7 +49,7 @@ class DriftKind:
         name: What is typed before the equals sign.
         domains: Where it acts this way.
         unit: Meaning and unit of the severity, in words.
-        neutral: Severity that changes nothing, or an example where there is none.
+        example: A severity as typed.
         lowest: Least severity.
         highest: Greatest severity.
         counts: How many numbers a severity may have, from least to most.

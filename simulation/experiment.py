@@ -3,10 +3,10 @@
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from quantization.errors import ConfigurationError
+from quantization.errors import ConfigurationError, RoundFailedError
 from server.class_tuner import RoundMoved, StepDone
 from server.generation import Generation, Step
 from server.registry import Registry
@@ -86,7 +86,13 @@ class _Experiment:
         frozen = {name: g.manifest_digest for name, g in bench.prepared.generations.items()}
         frozen_accuracy = bench.mean_accuracy(frozen, bench.field_inputs)
         for index in range(scenario.generations):
-            closed = self.generation(index, frozen_accuracy)
+            try:
+                closed = self.generation(index, frozen_accuracy)
+            except RoundFailedError as error:
+                if not self.generations:
+                    raise
+                self.generations.append(_failed_after(self.generations[-1], str(error)))
+                break
             if all(generation.step is Step.UNCHANGED for generation in closed.values()):
                 break
         self.on_progress(_TUNED, "evaluating")
@@ -148,7 +154,7 @@ class _Experiment:
         )
         if bench.scenario.check_pooled:
             self.on_progress(self.share(index, 1.0), "pooling all statistics inputs, to compare")
-            self.equal_to_pooled += [bench.equals_pooled(g) for g in closed.values() if g.policy]
+            self.equal_to_pooled += [bench.equals_pooled(g) for g in closed.values() if g.ranges_digest]
         return closed
 
     def tell(self, index: int, event: StepDone | RoundMoved) -> None:
@@ -179,6 +185,23 @@ class _Experiment:
             lab_fp32=accuracy(infer, lab_inputs, labels),
             lab_frozen=bench.mean_accuracy(frozen, lab_inputs),
         )
+
+
+def _failed_after(last: GenerationResult, reason: str) -> GenerationResult:
+    """Return a generation that came to nothing: what served before goes on serving."""
+    return replace(
+        last,
+        generation=last.generation + 1,
+        update_bytes=0,
+        clients=0,
+        dropped={},
+        published=False,
+        reason=reason,
+        drift={},
+        residual_drift={},
+        statistics_bytes=0,
+        seconds=0.0,
+    )
 
 
 _PROGRESS: Mapping[Step, tuple[float, float, str]] = {

@@ -17,7 +17,7 @@ from numpy.lib import format as npy
 from quantization.arrays import AnyArray
 from quantization.errors import InvalidDataError
 
-MAX_TOTAL_BYTES = 8 << 30
+MAX_TOTAL_BYTES = 4 << 30
 """All arrays of a file, unpacked."""
 
 MAX_ARRAYS = 256

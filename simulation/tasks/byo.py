@@ -118,9 +118,14 @@ class _ColumnReader:
             )
         if self.rows == 0:
             raise self.refusal("x", "rows, and has none", "give at least one")
-        with np.errstate(over="ignore"):
-            rows = np.ascontiguousarray(x, np.float32)
-        is_finite = np.isfinite(rows)
+        try:
+            with np.errstate(over="ignore"):
+                rows = np.ascontiguousarray(x, np.float32)
+            is_finite = np.isfinite(rows)
+        except MemoryError as error:
+            raise InvalidDataError(
+                f"{self.path} does not fit into memory as float32; give fewer rows"
+            ) from error
         if not is_finite.all():
             row = int(np.argwhere(~is_finite)[0, 0])
             raise self.refusal(

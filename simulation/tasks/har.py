@@ -92,7 +92,8 @@ def split_windows(rows: IntArray, windows: Windows, rng: np.random.Generator) ->
             half = first if counts[first] <= counts[1 - first] else 1 - first
             halves[half].append(group[index])
             counts[half] += len(group[index])
-    return np.sort(np.concatenate(halves[0])), np.sort(np.concatenate(halves[1]))
+    nothing = np.empty(0, np.int64)
+    return np.sort(np.concatenate([nothing, *halves[0]])), np.sort(np.concatenate([nothing, *halves[1]]))
 
 
 def _stretches(rows: IntArray, windows: Windows) -> list[IntArray]:

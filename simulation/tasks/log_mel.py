@@ -58,7 +58,7 @@ def mel_filters() -> NDArray[np.float32]:
     nearest = np.abs(bins - middle).argmin(axis=1)
     is_empty = weights.sum(axis=1) == 0.0
     weights[is_empty, nearest[is_empty]] = 1.0
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
 
 
 def _mel(hertz: float) -> float:

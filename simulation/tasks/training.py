@@ -61,9 +61,10 @@ def train(
     """
     with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(seed)
-        network = build().train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network: nn.Module = build().train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         _run(network, inputs, labels, recipe, seed=seed, augment=augment, on_progress=on_progress)
-    return network.eval()
+    network.eval()
+    return network
 
 
 @contextmanager

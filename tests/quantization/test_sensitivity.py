@@ -32,7 +32,8 @@ def test_liars_cannot_move_a_gain_beyond_the_honest(seed: int, devices: int, lie
     liars = rng.permutation(devices)[: devices // 5]
     gains[liars] = lie
     kept = np.delete(honest, liars)
-    assert kept.min() <= estimate_gain(_probes(gains)).value <= kept.max()
+    rounding = 1 + 1e-9  # sums are divided by losses and counts
+    assert kept.min() / rounding <= estimate_gain(_probes(gains)).value <= kept.max() * rounding
 
 
 def test_interval_holds_the_truth_and_shrinks_with_devices() -> None:

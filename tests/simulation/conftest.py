@@ -1,3 +1,4 @@
+import os
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -93,8 +94,11 @@ def make_result() -> ResultFactory:
 
 @pytest.fixture(scope="session")
 def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Keep trained models for the session: each is trained once, in seconds."""
-    return tmp_path_factory.mktemp("models")
+    """Keep trained models for the session, all of its processes: each is trained once, in seconds."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "models"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -505,6 +505,11 @@ def test_owners_may_have_names(desk: Desk) -> None:
     desk.give_data(device=np.array(["ann", "bob", "cy"])[np.arange(ROWS) % 3]).success("--partition", "owner")
 
 
+def test_classes_may_be_named_twice_or_outnumber_the_devices(desk: Desk) -> None:
+    desk.success("--device-class", "arm", "--device-class", "arm", "--device-class", "x86")
+    desk.success("--device-class", "arm", "--device-class", "x86", "--devices", 1)
+
+
 def test_data_without_labels_runs(desk: Desk) -> None:
     assert "Without labels" in desk.give_data(y=None).success()
 

@@ -28,10 +28,10 @@ Config = dict[str, ConfigValue]
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
+def config(tmp_path: Path, model_cache: Path) -> Config:
     return {
         "home": str(tmp_path),
-        "cache-dir": str(tmp_path / "models"),
+        "cache-dir": str(model_cache),
         "task": "digits",
         "drift": "brightness=0.35",
     }

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,6 +157,13 @@ def test_every_known_drift_is_listed_with_a_unit() -> None:
     listed = known_drifts()
     for kind in DRIFT_KINDS:
         assert f"{kind.name} ({kind.unit}" in listed
+
+
+def test_every_drift_is_in_the_docs() -> None:
+    lines = (Path(__file__).parents[2] / "docs" / "scenarios.md").read_text().splitlines()
+    described = [line for line in lines if line.startswith("| `")]
+    for kind in DRIFT_KINDS:
+        assert any(line.startswith(f"| `{kind.name}` ") for line in described)
 
 
 @given(st.text(max_size=30))

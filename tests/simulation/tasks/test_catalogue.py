@@ -15,14 +15,9 @@ from simulation.tasks import TASKS, TaskData, TaskSource, load_task
 needs_data = pytest.mark.skipif(not os.environ.get(DATA_VARIABLE), reason=f"{DATA_VARIABLE} is not set")
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
-
-
-@pytest.fixture(scope="module")
-def digits(cache: Path) -> TaskData:
-    return load_task("digits", 0, cache)
+@pytest.fixture
+def cache(model_cache: Path) -> Path:
+    return model_cache
 
 
 def field_accuracy(task: TaskData, *drifts: str) -> float:
@@ -60,6 +55,7 @@ def test_a_kept_model_needs_no_torch(digits: TaskData, cache: Path) -> None:
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_training_is_repeatable_and_tells_how_far_it_is(digits: TaskData, tmp_path: Path) -> None:
     shares: list[float] = []
     again = load_task("digits", 0, tmp_path, lambda share, _text: shares.append(share))
