@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TASK ?= digits
-DRIFT ?= brightness=0.35
+DRIFT ?= contrast=0.3
 export OMP_NUM_THREADS ?= 1
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $(STAMP)
 
-demo: venv ## Drift a fleet of digit readers, tune it back through Flower, write out/demo/report.html.
+demo: venv ## Show a fleet of digit readers a world of little contrast, tune it back through Flower, write out/demo/report.html.
 	$(BIN)/quantfleet-sim run --task $(TASK) --drift $(DRIFT) --check-pooled --out out/demo
 
 test: unit slow ## Run every test.

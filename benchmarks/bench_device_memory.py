@@ -87,7 +87,7 @@ def make_state(folder: str) -> None:
     """Compile ResNet-20 with observation graphs, and install it in a state folder."""
     import numpy as np
 
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
     import models
 
     from client.state import StateFolder

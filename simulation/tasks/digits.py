@@ -11,7 +11,7 @@ from simulation.tasks.model_cache import ModelKey, cached_model
 from simulation.tasks.splits import stratified_split
 from simulation.tasks.task import ProgressFunction, TaskData
 
-RECIPE = 1
+RECIPE = 2
 LAB_ROWS, FIELD_ROWS, TEST_ROWS = 797, 500, 500
 _GREY_LEVELS = 16
 

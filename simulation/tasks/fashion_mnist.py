@@ -10,7 +10,7 @@ from simulation.tasks.model_cache import ModelKey, cached_model
 from simulation.tasks.splits import stratified_split
 from simulation.tasks.task import ProgressFunction, TaskData
 
-RECIPE = 1
+RECIPE = 2
 FIELD_ROWS = 3_000
 CALIBRATION_ROWS = 3_000
 """Of the rows it trains with, how many the lab calibrates with."""

@@ -14,7 +14,7 @@ from simulation.tasks.model_cache import ModelKey, cached_model
 from simulation.tasks.splits import stratified_split
 from simulation.tasks.task import ProgressFunction, TaskData
 
-RECIPE = 1
+RECIPE = 2
 _FILE = "fsdd.npz"
 _ARRAYS = ("audio", "offset", "label", "speaker", "speakers")
 _FULL_SCALE = 32_768

@@ -14,7 +14,7 @@ from simulation.data import read_data_file
 from simulation.tasks.model_cache import ModelKey, cached_model
 from simulation.tasks.task import ProgressFunction, TaskData
 
-RECIPE = 1
+RECIPE = 2
 WINDOW_SAMPLES = 128
 _FILE = "har.npz"
 _ARRAYS = ("X", "scale", "y", "subject", "experiment", "start", "is_test", "classes")

@@ -1,5 +1,5 @@
-import os
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
