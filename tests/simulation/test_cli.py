@@ -297,8 +297,19 @@ def start(*arguments: str, **more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "simulation.cli", "run", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1", **more}
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        env=environment,
+        preexec_fn=listen_to_interrupts,  # noqa: PLW1509  # nothing else of this process runs in the child
     )
+
+
+def listen_to_interrupts() -> None:
+    """A shell's background jobs ignore Ctrl-C, and so do the processes they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.slow
