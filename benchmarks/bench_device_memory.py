@@ -135,6 +135,7 @@ def main() -> int:
     """Make the state folder, and run the device in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--limit-mb", type=float, default=100.0)
+    parser.add_argument("--smoke", action="store_true", help="the same: it takes seconds in full")
     parser.add_argument("--device", metavar="FOLDER", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.device:

@@ -133,6 +133,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=10_000)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--smoke", action="store_true", help="few clients and repetitions: checks that it runs"
+    )
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -140,9 +143,10 @@ def main() -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(json.dumps({"clients_per_second": per_second, "peak_mib": peak / 1024}))
         return
-    small, large = in_process(100), in_process(arguments.clients)
-    measured = rates({"fold": fold_work(has_grids=True), "fedavg": fedavg_work()}, REPEATS)
-    free = rates({"free": fold_work(has_grids=False)}, REPEATS // 30)
+    clients, repeats = (200, 30) if arguments.smoke else (arguments.clients, REPEATS)
+    small, large = in_process(100), in_process(clients)
+    measured = rates({"fold": fold_work(has_grids=True), "fedavg": fedavg_work()}, repeats)
+    free = rates({"free": fold_work(has_grids=False)}, repeats // 30)
     result = {
         "fold_clients_per_second": round(measured["fold"]),
         "fedavg_clients_per_second": round(measured["fedavg"]),
@@ -151,7 +155,7 @@ def main() -> None:
         "round_clients_per_second": round(large["clients_per_second"]),
         "reply_bytes": content_size_bytes(make_contents(make_request(has_grids=True))[0]),
         "peak_mib_100_clients": round(small["peak_mib"], 1),
-        f"peak_mib_{arguments.clients}_clients": round(large["peak_mib"], 1),
+        f"peak_mib_{clients}_clients": round(large["peak_mib"], 1),
         "peak_ratio": round(large["peak_mib"] / small["peak_mib"], 4),
     }
     print(json.dumps(result) if arguments.json else "\n".join(f"{k:32} {v}" for k, v in result.items()))

@@ -81,11 +81,14 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=20_000)
     parser.add_argument("--ray-clients", type=int, default=1000)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--smoke", action="store_true", help="few clients: checks that it runs")
     parser.add_argument("--ray-child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.ray_child:
         run_on_ray(arguments.ray_clients)
         return
+    if arguments.smoke:
+        arguments.clients, arguments.ray_clients = 500, 20
     here, same = (
         max(
             clients_per_second(grid := InProcessGrid(client_app(), clients), clients, grid.clock)

@@ -1,7 +1,6 @@
 """How fast is the histogram of 10^7 float32, beside what others do with the same array?
 
-One process, repetitions by turns, the best of each. Quantfleet and torch use every CPU, NumPy and ONNX Runtime know
-one thread only; Quantfleet on one thread is shown as well.
+One process, repetitions by turns, the best of each; all but torch, which may use every CPU, use one thread.
 `--smoke` takes 10^6 values and one repetition; `--json` prints one object.
 """
 
@@ -24,7 +23,6 @@ from quantization.histogram import DyadicHistogram
 BINS = 2048
 CPUS = os.cpu_count() or 1
 OURS = "quantfleet"
-SINGLE = "quantfleet, 1 thread"
 LIMIT = "reading once (limit)"
 TARGET_RATIOS = {"numpy": 3.0, "torch": 1.8, "onnxruntime": 3.0}
 
@@ -47,8 +45,7 @@ def contenders(values: NDArray[np.float32]) -> dict[str, Callable[[], object]]:
         return collector
 
     return {
-        OURS: functools.partial(DyadicHistogram.from_values, values, threads=CPUS),
-        SINGLE: functools.partial(DyadicHistogram.from_values, values),
+        OURS: functools.partial(DyadicHistogram.from_values, values),
         "numpy": functools.partial(np.histogram, values, BINS),
         "torch": functools.partial(observer, tensor),
         "onnxruntime": collect,

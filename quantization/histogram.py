@@ -17,9 +17,7 @@ Rules:
 
 import math
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -41,7 +39,6 @@ MAX_WEIGHT = 65536
 
 _FORMAT_VERSION = 1
 _HEADER_LENGTH = 7
-_PART_LENGTH = 1 << 20  # values that are worth a thread of their own
 _BLOCK_LENGTH = 32768  # values; a block and its scratch (0.6 MB) stay in the L2 cache of one core
 _MAX_COUNT = 2**62  # of any count and of all weight together: sums of two never wrap around
 _NEGATIVE_ZERO_BITS = 0x8000_0000
@@ -85,9 +82,7 @@ class DyadicHistogram:
         return cls(MIN_EXPONENT, 0, counts, 0, math.inf, -math.inf, nonfinite_count)
 
     @classmethod
-    def from_values(
-        cls, values: ArrayLike, weights: ArrayLike | None = None, *, threads: int = 1
-    ) -> "DyadicHistogram":
+    def from_values(cls, values: ArrayLike, weights: ArrayLike | None = None) -> "DyadicHistogram":
         """Return the histogram of `values`, at the canonical exponent.
 
         Reads the values once, in blocks that fit the cache, at about 2 ns a value; beside them it needs 1 MB
@@ -98,8 +93,6 @@ class DyadicHistogram:
             weights: How much each value counts, 0 to 65,536, rounded to 1/256; broadcasts against `values`:
                 (N, 1, 1, 1) for one weight per sample of (N, C, H, W). A value whose weight rounds to 0 is
                 ignored altogether. None: 1.
-            threads: Parts that are counted at once, each of a million values at least. Merging is exact, so the
-                result is the same for any number.
 
         Raises:
             ConfigurationError: A weight is negative, too large or not finite.
@@ -110,14 +103,7 @@ class DyadicHistogram:
             raise InvalidDataError(f"a histogram is of real numbers, got {array.dtype}")
         flat = array.reshape(-1)
         steps = None if weights is None else _weight_steps(weights, array.shape)
-        parts = min(threads, flat.size // _PART_LENGTH)
-        if parts < 2:
-            return _count(flat, steps)
-        bounds = [flat.size * part // parts for part in range(parts + 1)]
-        slices = [slice(start, end) for start, end in pairwise(bounds)]
-        with ThreadPoolExecutor(parts) as pool:  # NumPy lets go of the interpreter where the time is spent
-            counted = pool.map(lambda s: _count(flat[s], None if steps is None else steps[s]), slices)
-            return merge_all(counted)
+        return _count(flat, steps)
 
     def merge(self, other: "DyadicHistogram") -> "DyadicHistogram":
         """Return the histogram of both: commutative, associative, and exactly that of the pooled values.

@@ -35,19 +35,6 @@ HISTOGRAMS = st.one_of(
 )
 
 
-@pytest.mark.parametrize("threads", [2, 3])
-def test_counting_in_threads_gives_the_same_histogram(threads: int) -> None:
-    rng = np.random.default_rng(0)
-    values = np.concatenate([rng.normal(0, 1e-3, 2_000_000), rng.normal(0, 100, 1_500_000)]).astype(
-        np.float32
-    )
-    values[5] = np.nan
-    weights = rng.uniform(0, 2, values.size)
-    whole = DyadicHistogram.from_values(values, weights)
-    assert DyadicHistogram.from_values(values, weights, threads=threads) == whole
-    assert whole.nonfinite_count == 1
-
-
 @given(HISTOGRAMS, HISTOGRAMS, HISTOGRAMS)
 def test_merge_is_a_commutative_monoid(a: DyadicHistogram, b: DyadicHistogram, c: DyadicHistogram) -> None:
     assert a.merge(b) == b.merge(a)
