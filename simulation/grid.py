@@ -23,7 +23,7 @@ from quantization.errors import ConfigurationError
 from strategies.rounds import Clock
 
 _SERVER_NODE_ID = 1
-_FIRST_NODE_ID = 2
+FIRST_NODE_ID = 2
 _APP_RAISED_EXCEPTION = 2
 
 
@@ -139,7 +139,7 @@ class InProcessGrid(Grid):
 
     def get_node_ids(self) -> range:
         """Return the ids of all nodes, ascending."""
-        return range(_FIRST_NODE_ID, _FIRST_NODE_ID + self._nodes)
+        return range(FIRST_NODE_ID, FIRST_NODE_ID + self._nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Take messages, whose nodes will answer when their replies are pulled; return their ids."""
@@ -171,7 +171,7 @@ class InProcessGrid(Grid):
     def _push(self, message: Message) -> str:
         metadata = message.metadata
         id_ = f"{next(self._ids):x}"
-        fault = None if self._fault is None else self._fault(metadata.dst_node_id - _FIRST_NODE_ID, message)
+        fault = None if self._fault is None else self._fault(metadata.dst_node_id - FIRST_NODE_ID, message)
         if isinstance(fault, Dropout):
             return id_
         delay = fault.delay_seconds if isinstance(fault, Straggler) else 0.0
@@ -214,7 +214,7 @@ class InProcessGrid(Grid):
         return reply
 
     def _context(self, node_id: int) -> Context:
-        position = node_id - _FIRST_NODE_ID
+        position = node_id - FIRST_NODE_ID
         config: dict[str, str | int | float | bool] = {
             "partition-id": position,
             "num-partitions": self._nodes,

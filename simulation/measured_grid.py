@@ -5,11 +5,9 @@ from dataclasses import dataclass, field
 
 from flwr.app import Message
 
-from simulation.grid import InProcessGrid
+from simulation.grid import FIRST_NODE_ID, InProcessGrid
 from strategies.records import CALIBRATE, PHASE_MOMENTS, PHASE_RANGES, read_phase
 from strategies.wire import content_size_bytes
-
-_FIRST_NODE_ID = 2
 
 
 @dataclass(slots=True)
@@ -49,14 +47,14 @@ class MeasuredGrid(InProcessGrid):
         for id_, message in zip(ids, batch, strict=True):
             if message.metadata.message_type == CALIBRATE:
                 phase = self.traffic.phases[id_] = read_phase(message.content)
-                self.traffic.asked[phase].add(message.metadata.dst_node_id - _FIRST_NODE_ID)
+                self.traffic.asked[phase].add(message.metadata.dst_node_id - FIRST_NODE_ID)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
         """Count the replies, and note who answered."""
         for reply in super().pull_messages(message_ids):
             phase = self.traffic.phases.get(reply.metadata.reply_to_message_id)
-            position = reply.metadata.src_node_id - _FIRST_NODE_ID
+            position = reply.metadata.src_node_id - FIRST_NODE_ID
             if not reply.has_error():
                 self.traffic.reply_bytes += content_size_bytes(reply.content)
                 if phase is not None:

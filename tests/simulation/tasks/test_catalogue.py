@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,12 +6,9 @@ import numpy as np
 import pytest
 
 from quantization.errors import ConfigurationError
-from simulation.data import DATA_VARIABLE
 from simulation.drift import apply_drifts, parse_drifts
 from simulation.evaluation import accuracy, float_model
 from simulation.tasks import TASKS, TaskData, TaskSource, load_task
-
-needs_data = pytest.mark.skipif(not os.environ.get(DATA_VARIABLE), reason=f"{DATA_VARIABLE} is not set")
 
 
 @pytest.fixture
@@ -81,14 +77,12 @@ def test_an_unknown_task_is_refused(name: str, told: str) -> None:
         load_task(name)
 
 
-@needs_data
 @pytest.mark.data
 def test_an_unknown_speaker_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no speaker 'nobody'; give one of george"):
         load_task("fsdd:nobody", 0, tmp_path)
 
 
-@needs_data
 @pytest.mark.data
 @pytest.mark.slow
 @pytest.mark.parametrize(

@@ -1,12 +1,10 @@
-import os
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from quantization.arrays import IntArray
-from simulation.data import DATA_VARIABLE, read_data_file
+from simulation.data import read_data_file
 from simulation.tasks.har import WINDOW_SAMPLES, Windows, split_windows
 
 
@@ -56,7 +54,6 @@ def test_other_rows_are_left_alone() -> None:
 
 
 @pytest.mark.data
-@pytest.mark.skipif(not os.environ.get(DATA_VARIABLE), reason=f"{DATA_VARIABLE} is not set")
 @pytest.mark.parametrize("seed", [0, 1])
 def test_people_in_the_field_have_every_activity_on_both_sides(seed: int) -> None:
     arrays = read_data_file("har.npz", ("subject", "y", "experiment", "start", "is_test"), "har").arrays
