@@ -5,8 +5,6 @@ histograms and channel moments in the int64 form in which they travel, reference
 statistics give equal bytes.
 """
 
-import io
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -15,9 +13,9 @@ import numpy as np
 
 from quantization.arrays import AnyArray
 from quantization.blob import content_digest, decode_blob_content, encode_blob
-from quantization.errors import MalformedError
 from quantization.histogram import DyadicHistogram
 from quantization.moments import ChannelMoments, ChannelReference
+from quantization.npz_content import pack_arrays, unpack_arrays
 
 
 class Blobs(Protocol):
@@ -51,7 +49,7 @@ class LabStatistics:
         for name, reference in self.references.items():
             arrays[f"reference/{name}"] = np.stack([reference.mean, reference.std])
             arrays[f"count/{name}"] = np.array(reference.count, np.int64)
-        return _pack(arrays)
+        return pack_arrays(arrays)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -60,7 +58,7 @@ class LabStatistics:
         Raises:
             MalformedError: The bytes are something else.
         """
-        groups = _unpack(data)
+        groups = unpack_arrays(data)
         counts = groups.get("count", {})
         references = {
             name: ChannelReference(array[0], array[1], int(counts[name]))
@@ -85,7 +83,7 @@ class FieldMoments:
         """Return the blob."""
         arrays = {f"plain/{name}": m.to_array() for name, m in self.plain.items()}
         arrays |= {f"sequential/{name}": m.to_array() for name, m in self.sequential.items()}
-        return _pack(arrays)
+        return pack_arrays(arrays)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -94,7 +92,7 @@ class FieldMoments:
         Raises:
             MalformedError: The bytes are something else.
         """
-        groups = _unpack(data)
+        groups = unpack_arrays(data)
         return cls(_moments(groups, "plain"), _moments(groups, "sequential"))
 
 
@@ -114,7 +112,7 @@ class FieldRanges:
         """Return the blob."""
         arrays = {f"histogram/{name}": h.to_array() for name, h in self.histograms.items()}
         arrays |= {f"candidate/{name}": m.to_array() for name, m in self.moments.items()}
-        return _pack(arrays)
+        return pack_arrays(arrays)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -123,7 +121,7 @@ class FieldRanges:
         Raises:
             MalformedError: The bytes are something else.
         """
-        groups = _unpack(data)
+        groups = unpack_arrays(data)
         return cls(_histograms(groups), _moments(groups, "candidate"))
 
 
@@ -151,21 +149,3 @@ def _histograms(groups: Mapping[str, Mapping[str, AnyArray]]) -> dict[str, Dyadi
 
 def _moments(groups: Mapping[str, Mapping[str, AnyArray]], group: str) -> dict[str, ChannelMoments]:
     return {name: ChannelMoments.from_array(array) for name, array in groups.get(group, {}).items()}
-
-
-def _pack(arrays: Mapping[str, AnyArray]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **dict(sorted(arrays.items())))
-    return buffer.getvalue()
-
-
-def _unpack(data: bytes) -> dict[str, dict[str, AnyArray]]:
-    groups: dict[str, dict[str, AnyArray]] = {}
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            for key in archive.files:
-                group, _, name = key.partition("/")
-                groups.setdefault(group, {})[name] = archive[key]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise MalformedError(f"not a blob of folded statistics: {error}") from error
-    return groups

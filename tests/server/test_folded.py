@@ -57,7 +57,7 @@ def test_equal_statistics_give_equal_bytes_in_any_order() -> None:
     "data", [b"", b"not an archive", FieldMoments({"a": moments(1.0)}, {}).to_bytes()[:-30]]
 )
 def test_other_bytes_are_refused(data: bytes) -> None:
-    with pytest.raises(MalformedError, match="not a blob of folded statistics"):
+    with pytest.raises(MalformedError, match="archive of arrays"):
         FieldMoments.from_bytes(data)
 
 
