@@ -11,7 +11,16 @@ from quantization.errors import MalformedError
 MAX_DIMENSIONS = 8
 MAX_NAME_LENGTH = 256
 
-ITEM_BYTES = {"bytes": 1, "int8": 1, "uint8": 1, "int32": 4, "int64": 8, "float32": 4}
+ITEM_BYTES = {
+    "bytes": 1,
+    "int8": 1,
+    "uint8": 1,
+    "uint16": 2,
+    "float16": 2,
+    "int32": 4,
+    "int64": 8,
+    "float32": 4,
+}
 """Element types of blobs, by their size."""
 
 _LOCATION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+@/-]*")
@@ -22,6 +31,8 @@ _TYPE_NUMBERS = {
     "int32": pb.DATA_TYPE_INT32,
     "int64": pb.DATA_TYPE_INT64,
     "float32": pb.DATA_TYPE_FLOAT32,
+    "float16": pb.DATA_TYPE_FLOAT16,
+    "uint16": pb.DATA_TYPE_UINT16,
 }
 _TYPE_NAMES = {number: name for name, number in _TYPE_NUMBERS.items()}
 

@@ -5,10 +5,13 @@ Files beside one per weight (its int8 codes) and one per constant of a float ope
 * `ranges`: scales of the sites in the plan's order, float32, then their zero points, uint8.
 * `channels`: per layer in the plan's order its weight scales (C,), then its bias (C,), float32.
 
-The skeleton depends on the model alone; ranges, bit-widths and corrections change files. ONNX Runtime fuses
-every layer of it into one integer operator. Values are quantized once, behind their producer; operators that
-move values move the codes.
+The skeleton depends on the model and on which layers are kept in float; ranges, bit-widths and corrections change
+files. ONNX Runtime fuses every other layer of it into one integer operator. A float layer reads dequantized values;
+its result is quantized like any other, unless it is the model's output. Values are quantized once, behind their
+producer; operators that move values move the codes.
 """
+
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -19,52 +22,58 @@ from quantization.calibration import Range
 from quantization.draft import Draft, attribute
 from quantization.errors import ConfigurationError
 from quantization.graph_plan import GraphPlan, Site
+from quantization.layer_codes import RoundedWeights
 from quantization.layer_weights import (
+    NOTHING_ROUNDED,
     channel_slots,
     channels_content,
     input_scale_floors,
-    weight_codes,
+    stored_layers,
+    weight_files,
     write_weights,
 )
 from quantization.policy import Policy
 from quantization.skeleton import CompiledGraph, SkeletonWriter
 
-__all__ = ["CompiledGraph", "channels_file", "compile_inference", "ranges_file", "site_params", "site_range"]
+__all__ = ["CompiledGraph", "channels_file", "compile_inference", "site_params", "site_range"]
 
 _LEAST_WIDTH = 1e-30  # below it, widening would overflow
 
 
-def compile_inference(model: bytes, plan: GraphPlan, policy: Policy) -> CompiledGraph:
+def compile_inference(
+    model: bytes, plan: GraphPlan, policy: Policy, rounded: RoundedWeights = NOTHING_ROUNDED
+) -> CompiledGraph:
     """Return the integer graph that devices run, and its files.
 
     Args:
         model: Canonical model.
         plan: What `graph.analyze` says of it.
         policy: Has a range for every site.
+        rounded: What the policy's `weights_digest` names.
 
     Raises:
-        ConfigurationError: If the policy lacks a range or holds corrections that do not fit.
+        ConfigurationError: If the policy lacks a range or holds corrections or weights that do not fit.
     """
     draft = Draft.from_model(onnx.load_model_from_string(model))
-    writer = _InferenceWriter(draft, plan)
+    writer = _InferenceWriter(draft, plan, policy.float_layers)
     writer.write_input()
     for node in draft.nodes:
         writer.write(node)
     compiled = writer.skeleton.finish(draft.outputs)
-    files = compiled.files | weight_codes(draft, plan, policy)
-    files["ranges"] = _ranges_content(draft, plan, policy)
-    files["channels"] = channels_content(draft, plan, policy)
+    stored = stored_layers(draft, plan, policy, rounded)
+    channels = channels_content(stored, plan, policy)
+    files = compiled.files | weight_files(stored, plan)
+    files["ranges"] = _ranges_content(channels, plan, policy)
+    files["channels"] = channels
     return CompiledGraph(compiled.skeleton, dict(sorted(files.items())))
 
 
-def channels_file(model: bytes, plan: GraphPlan, policy: Policy) -> NDArray[np.float32]:
-    """Return the file `channels` alone: what a policy's corrections and bit-widths make of it."""
-    return channels_content(Draft.from_model(onnx.load_model_from_string(model)), plan, policy)
-
-
-def ranges_file(model: bytes, plan: GraphPlan, policy: Policy) -> NDArray[np.uint8]:
-    """Return the file `ranges` alone: float32 scales of all sites in order, then their uint8 zero points."""
-    return _ranges_content(Draft.from_model(onnx.load_model_from_string(model)), plan, policy)
+def channels_file(
+    model: bytes, plan: GraphPlan, policy: Policy, rounded: RoundedWeights = NOTHING_ROUNDED
+) -> NDArray[np.float32]:
+    """Return the file `channels` alone: what a policy's corrections and weights make of it."""
+    draft = Draft.from_model(onnx.load_model_from_string(model))
+    return channels_content(stored_layers(draft, plan, policy, rounded), plan, policy)
 
 
 def site_range(site: Site, policy: Policy) -> Range:
@@ -97,8 +106,8 @@ def site_params(site: Site, policy: Policy, scale_floor: float = 0.0) -> AffineP
     return params_from_range(bounds.lo * factor, bounds.hi * factor, 8)
 
 
-def _ranges_content(draft: Draft, plan: GraphPlan, policy: Policy) -> NDArray[np.uint8]:
-    floors = input_scale_floors(draft, plan, policy)
+def _ranges_content(channels: NDArray[np.float32], plan: GraphPlan, policy: Policy) -> NDArray[np.uint8]:
+    floors = input_scale_floors(channels, plan, policy)
     params = [site_params(site, policy, floors.get(site.name, 0.0)) for site in plan.sites]
     scales = np.array([p.scale for p in params], "<f4")
     zero_points = np.array([p.zero_point for p in params], np.uint8)
@@ -113,10 +122,12 @@ class _InferenceWriter:
     integer operators read `<name>:rounded`.
     """
 
-    def __init__(self, draft: Draft, plan: GraphPlan) -> None:
+    def __init__(self, draft: Draft, plan: GraphPlan, float_layers: Mapping[str, str]) -> None:
         self.plan = plan
+        self.float_layers = float_layers
         self.skeleton = SkeletonWriter(draft)
-        self.sites = {site.name: site for site in plan.sites}
+        kept = {layer.raw_output for layer in plan.layers if layer.name in float_layers}
+        self.sites = {s.name: s for s in plan.sites if not (s.is_output and s.name in kept)}
         self.layers = {layer.name: layer for layer in plan.layers}
         self.slots = {slot.layer: slot for slot in channel_slots(plan)}
         self.roots: dict[str, str] = {}
@@ -138,7 +149,8 @@ class _InferenceWriter:
         is_integer = layer is not None or node.name in self.plan.integer_ops
         inputs = [self.rounded_name(name) for name in node.input] if is_integer else list(node.input)
         if layer is not None:
-            inputs[1:] = write_weights(self.skeleton, layer, self.slots[layer.name], "channels")
+            float_type = self.float_layers.get(layer.name)
+            inputs[1:] = write_weights(self.skeleton, layer, self.slots[layer.name], "channels", float_type)
         outputs = [self.raw_name(name) for name in node.output]
         self.skeleton.keep(node, inputs, outputs)
         for name in node.output:

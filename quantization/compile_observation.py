@@ -15,7 +15,8 @@ and positions take their turn; about 4,096 values per 32 examples.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -25,11 +26,15 @@ from onnx import TensorProto, helper
 from quantization.draft import Draft
 from quantization.errors import ConfigurationError
 from quantization.graph_plan import GraphPlan, Layer, Site
+from quantization.layer_codes import RoundedWeights
 from quantization.layer_weights import (
+    NOTHING_ROUNDED,
     ChannelSlot,
+    StoredLayer,
     channel_slots,
     channels_content,
-    weight_codes,
+    stored_layers,
+    weight_files,
     write_weights,
 )
 from quantization.moments import ChannelReference
@@ -91,7 +96,11 @@ class ObservationGraphs:
 
 
 def compile_observation(
-    model: bytes, plan: GraphPlan, policy: Policy, references: Mapping[str, ChannelReference] | None
+    model: bytes,
+    plan: GraphPlan,
+    policy: Policy,
+    references: Mapping[str, ChannelReference] | None,
+    rounded: RoundedWeights = NOTHING_ROUNDED,
 ) -> ObservationGraphs:
     """Return the graphs that observe a model with a policy's weights.
 
@@ -100,18 +109,20 @@ def compile_observation(
         plan: What `graph.analyze` says of it.
         policy: Decides codes and channels; needs no ranges.
         references: The lab's moments by layer, of every corrected layer; None for `plain` alone.
+        rounded: What the policy's `weights_digest` names.
 
     Raises:
         ConfigurationError: If a corrected layer lacks a reference, or has one of another number of channels.
     """
     draft = Draft.from_model(onnx.load_model_from_string(model))
-    codes = weight_codes(draft, plan, policy)
-    plain = _compile_plain(draft, plan)
-    files = plain.files | codes | {"channels": channels_content(draft, plan, policy)}
+    stored = stored_layers(draft, plan, policy, rounded)
+    codes = weight_files(stored, plan)
+    plain = _compile_plain(draft, plan, policy.float_layers)
+    files = plain.files | codes | {"channels": channels_content(stored, plan, policy)}
     normalizing = None
     if references is not None and plan.corrected_layers:
-        reference = reference_content(draft, plan, policy, references)
-        graph = _compile_normalizing(draft, plan, references)
+        reference = reference_content(stored, plan, policy, references)
+        graph = _compile_normalizing(draft, plan, references, policy.float_layers)
         normalizing = CompiledGraph(graph.skeleton, _sorted(graph.files | codes | {"reference": reference}))
     return ObservationGraphs(
         plain=CompiledGraph(plain.skeleton, _sorted(files)),
@@ -134,7 +145,10 @@ def reference_slots(plan: GraphPlan) -> tuple[ReferenceSlot, ...]:
 
 
 def reference_content(
-    draft: Draft, plan: GraphPlan, policy: Policy, references: Mapping[str, ChannelReference]
+    stored: Mapping[str, StoredLayer],
+    plan: GraphPlan,
+    policy: Policy,
+    references: Mapping[str, ChannelReference],
 ) -> NDArray[np.uint8]:
     """Return the file `reference`, bytes: four parts, little-endian.
 
@@ -145,16 +159,8 @@ def reference_content(
     Raises:
         ConfigurationError: If a corrected layer lacks a reference, or has one of another number of channels.
     """
-    lab = Policy(
-        model_digest=policy.model_digest,
-        device_class=policy.device_class,
-        generation=0,
-        ranges={},
-        bit_widths=policy.bit_widths,
-        corrections={},
-        range_method=policy.range_method,
-    )
-    singles = [channels_content(draft, plan, lab)]
+    lab = replace(policy, corrections={})
+    singles = [channels_content(stored, plan, lab)]
     exact: list[bytes] = []
     for layer in plan.corrected_layers:
         reference = references.get(layer.name)
@@ -196,8 +202,8 @@ def _sorted(files: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.ge
     return dict(sorted(files.items()))
 
 
-def _compile_plain(draft: Draft, plan: GraphPlan) -> CompiledGraph:
-    writer = _ObservationWriter(draft, plan, "channels")
+def _compile_plain(draft: Draft, plan: GraphPlan, float_layers: Mapping[str, str]) -> CompiledGraph:
+    writer = ObservationWriter(draft, plan, "channels", float_layers)
     sites = {site.name: site for site in plan.sites}
     if plan.input_name in sites:
         writer.sample(sites[plan.input_name])
@@ -212,9 +218,12 @@ def _compile_plain(draft: Draft, plan: GraphPlan) -> CompiledGraph:
 
 
 def _compile_normalizing(
-    draft: Draft, plan: GraphPlan, references: Mapping[str, ChannelReference]
+    draft: Draft,
+    plan: GraphPlan,
+    references: Mapping[str, ChannelReference],
+    float_layers: Mapping[str, str],
 ) -> CompiledGraph:
-    writer = _ObservationWriter(draft, plan, "reference")
+    writer = ObservationWriter(draft, plan, "reference", float_layers)
     offset = _channels_end(plan)
     for node in draft.nodes:
         corrected = {layer.name: layer for layer in plan.corrected_layers}.get(node.name)
@@ -238,10 +247,17 @@ def _epsilon(reference: ChannelReference) -> float:
     return float(DEAD_SPREAD**2 * np.mean(reference.std**2)) / MAX_GAIN**2
 
 
-class _ObservationWriter:
+class ObservationWriter:
     """Writes the float graph over stored codes, and what is observed of it."""
 
-    def __init__(self, draft: Draft, plan: GraphPlan, location: str) -> None:
+    def __init__(
+        self,
+        draft: Draft,
+        plan: GraphPlan,
+        location: str,
+        float_layers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self.float_layers = float_layers
         self.skeleton = SkeletonWriter(draft)
         self.location = location
         self.layers: dict[str, Layer] = {layer.name: layer for layer in plan.layers}
@@ -253,7 +269,9 @@ class _ObservationWriter:
         layer = self.layers.get(node.name)
         inputs = list(node.input)
         if layer is not None:
-            inputs[1:] = write_weights(self.skeleton, layer, self.slots[layer.name], self.location)
+            float_type = self.float_layers.get(layer.name)
+            slot = self.slots[layer.name]
+            inputs[1:] = write_weights(self.skeleton, layer, slot, self.location, float_type)
         self.skeleton.keep(node, inputs, outputs)
         return layer
 
@@ -326,4 +344,5 @@ class _ObservationWriter:
         self.output(name, TensorProto.FLOAT, [None])
 
     def output(self, name: str, kind: int, shape: list[int | None]) -> None:
+        """Make a tensor an output of the graph."""
         self.outputs.append(helper.make_tensor_value_info(name, kind, shape))

@@ -52,6 +52,10 @@ class LayerCodes:
         return needed_bit_width(self.codes)
 
 
+RoundedWeights = Mapping[str, LayerCodes]
+"""By layer; a layer that is absent is rounded to nearest."""
+
+
 def weight_rows(weight: FloatArray, weight_axis: int) -> FloatArray:
     """Return a weight as (O, K): its output channels first, everything else flattened."""
     return np.moveaxis(weight, weight_axis, 0).reshape(weight.shape[weight_axis], -1)

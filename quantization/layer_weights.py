@@ -1,17 +1,27 @@
-"""Codes and scales of a model's weights, and the file `channels`: all that a policy decides about layers."""
+"""Codes and scales of a model's weights, and the file `channels`: all that a policy decides about layers.
 
+A layer's weights are stored in one of three ways: rounded to nearest at the policy's bit-width; as the codes that
+rounding or training made (`layer_codes`); or, in a float island, as fp16 or bf16, which a Cast reads back when the
+session is built. In each of them the file `channels` holds a scale and a bias per channel, so a correction changes no
+weight.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from quantization.affine import AffineParams, quantize, symmetric_weight_params
-from quantization.arrays import CodeArray, FloatArray
+from quantization.arrays import AnyArray, FloatArray
 from quantization.draft import Draft
 from quantization.errors import ConfigurationError
 from quantization.graph_plan import GraphPlan, Layer
+from quantization.layer_codes import LayerCodes, RoundedWeights, weight_from_rows
 from quantization.policy import Policy
-from quantization.skeleton import SkeletonWriter
+from quantization.skeleton import ElementType, SkeletonWriter
 
 SCALE_FLOOR = 2.0**-14
 """Least weight scale of a channel, as a part of its layer's largest.
@@ -22,6 +32,8 @@ weights are next to nothing would overflow the int32 accumulator, whose unit is 
 
 MAX_BIAS_STEPS = 2.0**30
 """Greatest bias, in steps of an int32 accumulator."""
+
+_FLOAT_TYPES: Mapping[str, ElementType] = {"fp16": np.float16, "bf16": TensorProto.BFLOAT16}
 
 _SCALE_OF_NOTHING = np.float32(2.0**-14)  # a layer of zeros: the bias still needs a fine unit
 
@@ -68,21 +80,53 @@ def weight_params(layer: Layer, weight: FloatArray, bit_width: int) -> AffinePar
     return AffineParams(scale.astype(np.float32), params.zero_point, bit_width, is_signed=True)
 
 
-def weight_codes(draft: Draft, plan: GraphPlan, policy: Policy) -> dict[str, CodeArray]:
-    """Return the int8 codes of every layer's weight, by the weight's name.
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredLayer:
+    """A layer as a policy stores it, before any correction.
 
-    They depend on the float weights and the bit-widths alone, never on ranges or corrections.
+    Attributes:
+        content: The weight's file, in the weight's own shape: int8 codes, float16, or uint16 (the bits of bfloat16).
+        scale: (C,), float32: what content times scale makes the weight.
+        bias: (C,), float64; None where the layer has none.
     """
-    codes: dict[str, CodeArray] = {}
-    for layer in plan.layers:
-        weight = draft.tensors[layer.weight]
-        codes[layer.weight] = quantize(
-            weight, weight_params(layer, weight, policy.bit_widths.get(layer.name, 8))
-        )
-    return codes
+
+    content: AnyArray
+    scale: NDArray[np.float32]
+    bias: NDArray[np.float64] | None
 
 
-def channels_content(draft: Draft, plan: GraphPlan, policy: Policy) -> NDArray[np.float32]:
+NOTHING_ROUNDED: RoundedWeights = MappingProxyType({})
+"""All layers rounded to nearest."""
+
+
+def stored_layers(
+    draft: Draft, plan: GraphPlan, policy: Policy, rounded: RoundedWeights = NOTHING_ROUNDED
+) -> dict[str, StoredLayer]:
+    """Return every layer as it is stored; it depends on weights, bit-widths and float layers, not on ranges.
+
+    Args:
+        draft: Of the canonical model.
+        plan: Of the same.
+        policy: Names bit-widths and float layers.
+        rounded: What the policy's `weights_digest` names.
+
+    Raises:
+        ConfigurationError: If rounded weights or float layers are not of this model, or do not fit their type.
+    """
+    unknown = (rounded.keys() | policy.float_layers.keys()) - {layer.name for layer in plan.layers}
+    if unknown:
+        raise ConfigurationError(f"weights for layers that the model has not: {', '.join(sorted(unknown))}")
+    return {layer.name: _stored_layer(draft, layer, policy, rounded.get(layer.name)) for layer in plan.layers}
+
+
+def weight_files(stored: Mapping[str, StoredLayer], plan: GraphPlan) -> dict[str, AnyArray]:
+    """Return the content of every layer's weight, by the weight's name."""
+    return {layer.weight: stored[layer.name].content for layer in plan.layers}
+
+
+def channels_content(
+    stored: Mapping[str, StoredLayer], plan: GraphPlan, policy: Policy
+) -> NDArray[np.float32]:
     """Return the file `channels`: scales and bias of every layer, with the policy's corrections folded in.
 
     A correction z' = gain * z + offset becomes scale' = gain * scale and bias' = gain * bias + offset, computed
@@ -94,26 +138,23 @@ def channels_content(draft: Draft, plan: GraphPlan, policy: Policy) -> NDArray[n
     _refuse_foreign_corrections(plan, policy)
     parts: list[NDArray[np.float32]] = []
     for layer in plan.layers:
-        weight = draft.tensors[layer.weight]
-        params = weight_params(layer, weight, policy.bit_widths.get(layer.name, 8))
+        kept = stored[layer.name]
         correction = policy.correction(layer.name, layer.channels)
-        parts.append((params.scale.reshape(-1) * correction.gain).astype(np.float32))
-        if layer.bias is not None:
-            bias = draft.tensors[layer.bias] * correction.gain + correction.offset
-            parts.append(bias.astype(np.float32))
+        parts.append((kept.scale * correction.gain).astype(np.float32))
+        if kept.bias is not None:
+            parts.append((kept.bias * correction.gain + correction.offset).astype(np.float32))
     return np.concatenate(parts)
 
 
-def input_scale_floors(draft: Draft, plan: GraphPlan, policy: Policy) -> dict[str, float]:
+def input_scale_floors(channels: NDArray[np.float32], plan: GraphPlan, policy: Policy) -> dict[str, float]:
     """Return by site the least activation scale with which every bias behind it fits its int32 accumulator.
 
     A bias is rounded to steps of input scale x weight scale; `MAX_BIAS_STEPS` of them leave room for the
     sums. Only a site that is all but dead in the calibration data ever meets its floor.
     """
-    channels = channels_content(draft, plan, policy)
     floors: dict[str, float] = {}
     for layer, slot in zip(plan.layers, channel_slots(plan), strict=True):
-        if slot.bias_offset is None:
+        if slot.bias_offset is None or layer.name in policy.float_layers:
             continue
         scale, bias = (
             channels[offset // 4 :][: layer.channels].astype(np.float64)
@@ -134,23 +175,79 @@ def _refuse_foreign_corrections(plan: GraphPlan, policy: Policy) -> None:
             )
 
 
-def write_weights(writer: SkeletonWriter, layer: Layer, slot: ChannelSlot, location: str) -> list[str]:
-    """Write a layer's codes and what dequantizes them; return the names of its float weight and bias.
+def _stored_layer(draft: Draft, layer: Layer, policy: Policy, rounded: LayerCodes | None) -> StoredLayer:
+    weight = draft.tensors[layer.weight]
+    bias = None if layer.bias is None else draft.tensors[layer.bias].astype(np.float64)
+    if layer.name in policy.float_layers:
+        ones = np.ones(layer.channels, np.float32)
+        return StoredLayer(float_content(weight, policy.float_layers[layer.name], layer.name), ones, bias)
+    if rounded is None:
+        params = weight_params(layer, weight, policy.bit_widths.get(layer.name, 8))
+        return StoredLayer(quantize(weight, params), params.scale.reshape(-1), bias)
+    if rounded.codes.shape != (layer.channels, weight.size // layer.channels):
+        raise ConfigurationError(
+            f"layer {layer.name!r} has codes {rounded.codes.shape} for a weight of shape {weight.shape}"
+        )
+    if layer.bias is None and rounded.bias_shift.any():
+        raise ConfigurationError(f"layer {layer.name!r} has no bias that could be shifted")
+    codes = weight_from_rows(rounded.codes, weight.shape, layer.weight_axis)
+    return StoredLayer(codes, rounded.scale, None if bias is None else bias + rounded.bias_shift)
+
+
+def float_content(weight: FloatArray, kind: str, name: str) -> AnyArray:
+    """Return a weight in a float type of 16 bits: float16, or the bits of bfloat16 as uint16; ties round to even.
+
+    Args:
+        weight: Of any shape.
+        kind: "fp16" or "bf16".
+        name: Of the layer, for messages.
+
+    Raises:
+        ConfigurationError: If a value is too large for fp16.
+    """
+    single = np.ascontiguousarray(weight, np.float32)
+    if kind == "bf16":
+        bits = single.view(np.uint32).astype(np.uint64)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    with np.errstate(over="ignore"):
+        half = single.astype(np.float16)
+    if not np.isfinite(half).all():
+        largest = float(np.abs(single).max())
+        raise ConfigurationError(
+            f"layer {name!r} has a weight of {largest:.3g}, too large for fp16; store it as bf16"
+        )
+    return half
+
+
+def write_weights(
+    writer: SkeletonWriter, layer: Layer, slot: ChannelSlot, location: str, float_type: str | None = None
+) -> list[str]:
+    """Write a layer's stored weight and what makes it float; return the names of its float weight and bias.
 
     Args:
         writer: Takes the nodes and tensors.
         layer: The layer.
         slot: Where its scales and bias lie in the file.
         location: That file.
+        float_type: "fp16" or "bf16" for a float layer, None for codes.
     """
     weight, scale, shape = layer.weight, f"{layer.weight}:scale", (layer.channels,)
-    writer.external(weight, np.int8, writer.draft.tensors[weight].shape, weight, 0)
-    writer.external(scale, np.float32, shape, location, slot.scale_offset)
-    operands = [weight, scale]
-    if layer.op == "Gemm":  # ONNX Runtime fuses Conv and MatMul without a zero point, Gemm with one only
-        operands.append(f"{weight}:zero_point")
-        writer.constant(operands[-1], np.zeros(shape, np.int8))
-    writer.add("DequantizeLinear", operands, [f"{weight}:float"], axis=layer.weight_axis)
+    dimensions = writer.draft.tensors[weight].shape
+    if float_type is not None:
+        along = [layer.channels if axis == layer.weight_axis else 1 for axis in range(len(dimensions))]
+        writer.external(weight, _FLOAT_TYPES[float_type], dimensions, weight, 0)
+        writer.external(scale, np.float32, shape, location, slot.scale_offset)
+        writer.external(f"{scale}:along", np.float32, along, location, slot.scale_offset)
+        writer.add("Cast", [weight], [f"{weight}:wide"], to=TensorProto.FLOAT)
+        writer.add("Mul", [f"{weight}:wide", f"{scale}:along"], [f"{weight}:float"])
+    else:
+        writer.external(weight, np.int8, dimensions, weight, 0)
+        writer.external(scale, np.float32, shape, location, slot.scale_offset)
+        operands = [weight, scale]
+        if layer.op == "Gemm":  # ONNX Runtime fuses Conv and MatMul without a zero point, Gemm with one only
+            operands.append(f"{weight}:zero_point")
+            writer.constant(operands[-1], np.zeros(shape, np.int8))
+        writer.add("DequantizeLinear", operands, [f"{weight}:float"], axis=layer.weight_axis)
     if layer.bias is None or slot.bias_offset is None:
         return [f"{weight}:float"]
     writer.external(layer.bias, np.float32, shape, location, slot.bias_offset)

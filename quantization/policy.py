@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,9 @@ from quantization.errors import ConfigurationError, MalformedError
 from quantization.renormalization import ChannelCorrection
 
 FORMAT_VERSION = 1
+FLOAT_TYPES = ("fp16", "bf16")
+"""Storage of layers that are kept in float."""
+
 MAX_JSON_BYTES = 64 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -33,6 +36,8 @@ class Policy:
         bit_widths: By layer: bits per weight code, 2 to 8.
         corrections: By layer; a layer that is absent is not corrected.
         range_method: Name of the method that chose the ranges, as `calibration.method_from_name` reads it.
+        weights_digest: SHA-256 of the rounded weights (`layer_codes`), hex; empty where all are rounded to nearest.
+        float_layers: By layer that is stored in 16-bit float: "fp16" or "bf16".
     """
 
     model_digest: str
@@ -42,6 +47,8 @@ class Policy:
     bit_widths: Mapping[str, int]
     corrections: Mapping[str, ChannelCorrection]
     range_method: str
+    weights_digest: str = ""
+    float_layers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what no model can have."""
@@ -52,6 +59,13 @@ class Policy:
         for layer, bits in self.bit_widths.items():
             if not 2 <= bits <= 8:
                 raise ConfigurationError(f"layer {layer}: bit-width {bits} is not 2 to 8")
+        if self.weights_digest and not _DIGEST.fullmatch(self.weights_digest):
+            raise ConfigurationError(f"weights digest {self.weights_digest!r:.80} is not 64 hex digits")
+        for layer, kind in self.float_layers.items():
+            if kind not in FLOAT_TYPES:
+                raise ConfigurationError(
+                    f"layer {layer}: float type {kind!r:.40} is unknown; known are fp16 and bf16"
+                )
 
     def correction(self, layer: str, channels: int) -> ChannelCorrection:
         """Return the layer's correction, the identity where the policy has none."""
@@ -65,11 +79,13 @@ class Policy:
             and dict(self.ranges) == dict(other.ranges)
             and dict(self.bit_widths) == dict(other.bit_widths)
             and dict(self.corrections) == dict(other.corrections)
+            and self.weights_digest == other.weights_digest
+            and dict(self.float_layers) == dict(other.float_layers)
         )
 
     def to_json_bytes(self) -> bytes:
         """Return the policy as canonical JSON; floats are exact (shortest form that reads back equal)."""
-        record = {
+        record: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "model_digest": self.model_digest,
             "device_class": self.device_class,
@@ -82,6 +98,10 @@ class Policy:
             },
             "range_method": self.range_method,
         }
+        if self.weights_digest:
+            record["weights_digest"] = self.weights_digest
+        if self.float_layers:
+            record["float_layers"] = dict(self.float_layers)
         return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
     @classmethod
@@ -106,6 +126,8 @@ class Policy:
                 bit_widths={layer: int(bits) for layer, bits in record["bit_widths"].items()},
                 corrections={layer: _correction(c) for layer, c in record["corrections"].items()},
                 range_method=str(record["range_method"]),
+                weights_digest=str(record.get("weights_digest", "")),
+                float_layers={k: str(v) for k, v in record.get("float_layers", {}).items()},
             )
         except (
             ValueError,

@@ -15,6 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from quantization.arrays import AnyArray
 from quantization.draft import IR_VERSION, Draft
 
+ElementType = np.dtype[Any] | type[Any] | int
+"""A NumPy type, or the number of an ONNX type that NumPy has not."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)  # eq=False: arrays have no single truth value
 class CompiledGraph:
@@ -65,13 +68,14 @@ class SkeletonWriter:
         self.external(name, value.dtype, value.shape, name, 0)
 
     def external(
-        self, name: str, dtype: np.dtype[Any] | type[Any], shape: Sequence[int], location: str, offset: int
+        self, name: str, dtype: ElementType, shape: Sequence[int], location: str, offset: int
     ) -> None:
         """Declare a tensor that lies in the file `location`, `offset` bytes from its start."""
-        kind = np.dtype(dtype)
-        tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(kind), dims=shape)
+        kind = dtype if isinstance(dtype, int) else helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        tensor = TensorProto(name=name, data_type=kind, dims=shape)
         tensor.data_location = TensorProto.EXTERNAL
-        length = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+        item_bytes = helper.tensor_dtype_to_np_dtype(kind).itemsize
+        length = int(np.prod(shape, dtype=np.int64)) * item_bytes
         for key, value in (("location", location), ("offset", offset), ("length", length)):
             entry = tensor.external_data.add()
             entry.key, entry.value = key, str(value)
