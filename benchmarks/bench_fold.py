@@ -30,6 +30,7 @@ from simulation.grid import InProcessGrid
 from strategies.calibration_round import RangesFold, calibrate_ranges
 from strategies.messages import Delivery, DeviceHello, LayerLayout, RangesRequest, SiteLayout
 from strategies.records import encode_ranges
+from strategies.rounds import RoundContext
 from strategies.wire import content_size_bytes
 
 SITES, VALUES, DIFFERENT, REPEATS = 64, 10_000, 16, 300
@@ -115,7 +116,7 @@ def run_round(clients: int) -> float:
     grid = InProcessGrid(app, clients)
     cohort = [DeviceHello(node_id, "arm", 0, "", VALUES, False) for node_id in grid.get_node_ids()]
     began = time.perf_counter()
-    outcome = calibrate_ranges(grid, cohort, request, clock=grid.clock)
+    outcome = calibrate_ranges(RoundContext(grid, clock=grid.clock), cohort, request)
     assert outcome.replied == clients  # noqa: S101 - a benchmark of failures would be fast
     return clients / (time.perf_counter() - began)
 

@@ -21,6 +21,7 @@ from flwr.app import RecordDict
 from client.device import Device
 from client.observer import Observer
 from client.runtime import Runtime
+from client.training import has_torch
 from quantization.arrays import FloatArray, IntArray
 from quantization.artifact import Manifest
 from quantization.assessment import AssessmentCounts, count_outputs, of_device
@@ -42,6 +43,7 @@ from strategies.messages import (
     RangesRequest,
 )
 from strategies.records import encode_moments, encode_ranges
+from strategies.training_records import CAN_TRAIN
 
 _CACHED_RUNTIMES = 2
 """A simulation runs thousands of devices in one process, all with the same current and candidate artifact."""
@@ -49,14 +51,15 @@ _CACHED_RUNTIMES = 2
 
 def answer_hello(device: Device, node_id: int) -> DeviceHello:
     """Return what the device is and holds."""
-    manifest, labels = device.manifest(), device.labels()
+    manifest, labels, samples = device.manifest(), device.labels(), len(device.inputs())
     return DeviceHello(
         node_id=node_id,
         device_class=device.device_class.name,
         generation=-1 if manifest is None else manifest.generation,
         manifest_digest="" if manifest is None else manifest.digest(),
-        sample_count=len(device.inputs()),
+        sample_count=samples,
         has_labels=labels is not None and bool((labels >= 0).any()),
+        capabilities=(CAN_TRAIN,) if samples and has_torch() else (),
     )
 
 
@@ -67,7 +70,9 @@ def answer_moments(device: Device, request: MomentsRequest) -> RecordDict:
     if len(inputs) == 0:
         return encode_moments(request.layers, _no_moments(request.layers), _no_moments(request.layers), 0)
     observer = Observer(manifest, device.read_blob, batch_size=request.batch_size)
-    sequential, plain = observer.moments(inputs), observer.ranges(inputs)
+    recipe = request.recipe.unweighted
+    sequential = observer.moments(inputs, recipe, request.seed)
+    plain = observer.ranges(inputs, recipe=recipe, seed=request.seed)
     return encode_moments(request.layers, plain.moments, sequential.moments, plain.sample_count)
 
 
@@ -77,8 +82,9 @@ def answer_ranges(device: Device, request: RangesRequest) -> RecordDict:
     inputs = device.inputs()
     if len(inputs) == 0:
         return encode_ranges(request.layers, request.sites, {}, _no_moments(request.layers), 0)
-    observer = Observer(manifest, device.read_blob, request.channels, batch_size=request.batch_size)
-    seen = observer.ranges(inputs)
+    observer = Observer(manifest, device.read_blob, request.overrides, batch_size=request.batch_size)
+    labels = device.labels() if request.recipe.is_weighted else None
+    seen = observer.ranges(inputs, recipe=request.recipe, labels=labels, seed=request.seed)
     return encode_ranges(request.layers, request.sites, seen.histograms, seen.moments, seen.sample_count)
 
 

@@ -1,4 +1,4 @@
-"""The ClientApp: answers hello, calibrate and assess for the device it runs on.
+"""The ClientApp: answers hello, calibrate, probe, train and assess for the device it runs on.
 
 What goes wrong on the device becomes an error reply of one line; the server counts it and goes on without it.
 """
@@ -12,9 +12,15 @@ from flwr.clientapp import ClientApp
 
 from client.answers import answer_assess, answer_hello, answer_moments, answer_ranges
 from client.device import Device, open_device
+from client.precision_answers import answer_inputs, answer_probe, answer_profile
+from client.training import answer_train
 from quantization.errors import QuantFleetError
+from strategies.precision_records import decode_inputs_request, decode_probe_request, decode_profile_request
 from strategies.records import (
+    PHASE_INPUTS,
     PHASE_MOMENTS,
+    PHASE_PROFILE,
+    PHASE_RANGES,
     decode_assess_request,
     decode_moments_request,
     decode_ranges_request,
@@ -25,6 +31,13 @@ from strategies.records import (
 
 _APP_RAISED_EXCEPTION = 2
 """Flower's code for an error that a ClientApp raised."""
+
+_CALIBRATE: dict[str, Callable[[Device, RecordDict], RecordDict]] = {
+    PHASE_MOMENTS: lambda device, content: answer_moments(device, decode_moments_request(content)),
+    PHASE_RANGES: lambda device, content: answer_ranges(device, decode_ranges_request(content)),
+    PHASE_INPUTS: lambda device, content: answer_inputs(device, decode_inputs_request(content)),
+    PHASE_PROFILE: lambda device, content: answer_profile(device, decode_profile_request(content)),
+}
 
 Answer = Callable[[Device, RecordDict, int], RecordDict]
 """The device, the request's content and the node's id, to the reply's content."""
@@ -57,10 +70,22 @@ def hello(device: Device, _content: RecordDict, node_id: int) -> RecordDict:
 @app.query("calibrate")
 @_replying
 def calibrate(device: Device, content: RecordDict, _node_id: int) -> RecordDict:
-    """Observe this device's inputs: moments first, then ranges."""
-    if read_phase(content) == PHASE_MOMENTS:
-        return answer_moments(device, decode_moments_request(content))
-    return answer_ranges(device, decode_ranges_request(content))
+    """Observe this device's inputs, or its kernels: the phase says which statistics."""
+    return _CALIBRATE[read_phase(content)](device, content)
+
+
+@app.query("probe")
+@_replying
+def probe(device: Device, content: RecordDict, _node_id: int) -> RecordDict:
+    """Run the reference model and changes of it side by side."""
+    return answer_probe(device, decode_probe_request(content))
+
+
+@app.train("qat")
+@_replying
+def train(device: Device, content: RecordDict, node_id: int) -> RecordDict:
+    """Train the model for a few epochs on this device's inputs."""
+    return answer_train(device, content, node_id)
 
 
 @app.query("assess")

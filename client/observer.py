@@ -2,19 +2,19 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import onnxruntime as ort
 
 from client.runtime import Float32Array, check_input, open_session, run_session
-from quantization.arrays import AnyArray, FloatArray
+from quantization.arrays import AnyArray, FloatArray, IntArray
 from quantization.artifact import BlobReader, BlobRef, Manifest, decode_blob, decode_files, read_references
+from quantization.calibration_recipe import DEFAULT_RECIPE, CalibrationRecipe, prepare_inputs
 from quantization.errors import ConfigurationError, MalformedError
 from quantization.moments import ChannelReference
-from quantization.observation import BatchFloor, Observation, ValuesSink, batches, observe
-
-CHANNELS_FILE = "channels"
-"""Location of the file that a candidate's corrections replace."""
+from quantization.observation import BatchFloor, Observation, ValuesSink, batches, finite_inputs, observe
 
 
 class Observer:
@@ -31,7 +31,7 @@ class Observer:
         self,
         manifest: Manifest,
         read_blob: BlobReader,
-        channels_override: bytes | None = None,
+        overrides: Mapping[str, bytes] = MappingProxyType({}),
         *,
         batch_size: int = 32,
         threads: int = 1,
@@ -41,14 +41,14 @@ class Observer:
         Args:
             manifest: Of one stage, which has observation graphs.
             read_blob: Gives the stored bytes of the artifact's blobs.
-            channels_override: Decoded content to use for the file "channels" of the plain graph: the
-                corrections of a candidate that is not published yet.
+            overrides: Decoded content by location, in the place of files of the plain graph: the corrections and
+                weights of a candidate that is not published yet.
             batch_size: Most inputs at a time.
             threads: Of one inference.
 
         Raises:
             ConfigurationError: If the artifact has no observation graph.
-            MalformedError: If `channels_override` has not the size of the artifact's own file.
+            MalformedError: If an override is in the place of no file, or has not the size of the artifact's own.
         """
         if len(manifest.stages) != 1 or manifest.stages[0].plain is None:
             raise ConfigurationError("the artifact has no observation graph; build it with one")
@@ -57,52 +57,76 @@ class Observer:
         self._read_blob = read_blob
         self._batch_size = batch_size
         self._threads = threads
-        self._overrides = {}
-        if channels_override is not None:
-            sizes = {ref.location: ref.decoded_size_bytes for ref in self._stage.files}
-            if sizes.get(CHANNELS_FILE) != len(channels_override):
+        sizes = {ref.location: ref.decoded_size_bytes for ref in self._stage.files}
+        for location, content in overrides.items():
+            if sizes.get(location) != len(content):
                 raise MalformedError(
-                    f"candidate channels of {len(channels_override)} bytes, the artifact's file has "
-                    f"{sizes.get(CHANNELS_FILE)}"
+                    f"{len(content)} bytes in the place of file {location!r:.80}, the artifact's has "
+                    f"{sizes.get(location)}"
                 )
-            self._overrides[CHANNELS_FILE] = channels_override
+        self._overrides = overrides
         self.references: Mapping[str, ChannelReference] = read_references(self._stage, read_blob)
 
-    def moments(self, inputs: FloatArray) -> Observation:
+    def moments(
+        self, inputs: FloatArray, recipe: CalibrationRecipe = DEFAULT_RECIPE, seed: int = 0
+    ) -> Observation:
         """Return the *sequential* moments: of each layer where every layer before it is normalised.
 
         Batches too small to normalise are left out and counted; see `quantization.observation.BatchFloor`.
 
         Args:
             inputs: Shape (N, ...), N may be 0.
+            recipe: Which copies join the inputs; moments have no weights.
+            seed: Of the copies.
 
         Raises:
             ConfigurationError: If the artifact was built without the lab's moments.
         """
+        rows, _ = prepare_inputs(recipe.unweighted, inputs, self.logits, None, seed)
         graph = self._stage.normalizing
         if not self._stage.layers:  # a model of one layer: there is none whose moments could be restored
-            return observe(lambda _: {}, inputs, {}, self._batch_size)
-        if graph is None:
+            seen = observe(lambda _: {}, rows, {}, self._batch_size)
+        elif graph is None:
             raise ConfigurationError("the artifact has no normalizing graph; build it with the lab's moments")
-        with self._session(graph, self._stage.reference_files, {}) as session:
-            return observe(self._run(session), inputs, self.references, self._batch_size, floor=BatchFloor())
+        else:
+            with self._session(graph, self._stage.reference_files, {}) as session:
+                seen = observe(
+                    self._run(session), rows, self.references, self._batch_size, floor=BatchFloor()
+                )
+        return _with_broken(seen, inputs)
 
-    def ranges(self, inputs: FloatArray, values_sink: ValuesSink | None = None) -> Observation:
+    def ranges(
+        self,
+        inputs: FloatArray,
+        values_sink: ValuesSink | None = None,
+        *,
+        recipe: CalibrationRecipe = DEFAULT_RECIPE,
+        labels: IntArray | None = None,
+        seed: int = 0,
+    ) -> Observation:
         """Return the histogram of every site and the plain moments of every layer of the float model.
 
         Args:
             inputs: Shape (N, ...), N may be 0.
             values_sink: Sees the values that go into the histograms.
+            recipe: Which inputs weigh more in histograms, and which copies join them in both.
+            labels: Class of each input, int64 (N,), -1 where unknown; a recipe by loss reads them.
+            seed: Of the copies.
         """
         with self._plain() as session:
-            return observe(
+            rows, steps = prepare_inputs(
+                recipe, inputs, lambda rows: self._logits(session, rows), labels, seed
+            )
+            seen = observe(
                 self._run(session),
-                inputs,
+                rows,
                 self.references,
                 self._batch_size,
                 sites=self._stage.sites,
                 values_sink=values_sink,
+                weights=steps if recipe.is_weighted else None,
             )
+        return _with_broken(seen, inputs)
 
     def logits(self, inputs: FloatArray) -> Float32Array:
         """Return the logits of the corrected float model, shape (N, classes).
@@ -113,13 +137,16 @@ class Observer:
         Raises:
             InvalidDataError: If the inputs are not what the model takes.
         """
+        with self._plain() as session:
+            return self._logits(session, inputs)
+
+    def _logits(self, session: ort.InferenceSession, inputs: FloatArray) -> Float32Array:
         batch = check_input(inputs, self._stage.input)
         name = self._stage.outputs[0]
-        with self._plain() as session:
-            parts = [
-                run_session(session, [name], {self._stage.input.name: np.asarray(part, np.float32)})[0]
-                for part in batches(batch, self._batch_size)
-            ]
+        parts = [
+            run_session(session, [name], {self._stage.input.name: np.asarray(part, np.float32)})[0]
+            for part in batches(batch, self._batch_size)
+        ]
         return np.concatenate(parts)
 
     @contextmanager
@@ -149,3 +176,9 @@ class Observer:
             return dict(zip(names, run_session(session, names, feed), strict=True))
 
         return run
+
+
+def _with_broken(seen: Observation, inputs: FloatArray) -> Observation:
+    """Return the observation with the inputs counted as left out that no graph was shown."""
+    broken = len(inputs) - int(np.count_nonzero(finite_inputs(inputs)))
+    return replace(seen, left_out_count=seen.left_out_count + broken)

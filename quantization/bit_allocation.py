@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from quantization.errors import ConfigurationError
+from quantization.solver_output import discarded_solver_output
 
 _RELATIVE_GAP = 1e-6  # to the best bound, at which a solution counts as the least
 _RELATIVE_GAP_OF_MANY = 1e-4  # of more layers than `_FEW_LAYERS`: a quarter of the time
@@ -182,10 +183,12 @@ def allocate_uniform(candidates: Candidates, budget: Budget) -> Allocation:
 def allocate_by_growing(candidates: Candidates, budget: Budget) -> Allocation:
     """Return what pruning and growing allocates, the greedy rule of FedMPQ: a baseline.
 
-    Pruning and growing of FedMPQ (arXiv:2311.18129, algorithm 2), for weights that are not being trained: from the
-    uniform bit-width that fits, the half of the layers with the least loss is pruned by one step; then layers grow by
-    one step in turn, most sensitive first, as long as the model fits. Losses only rank the layers; they are not traded
-    against bytes, which is what the exact program adds.
+    After FedMPQ (arXiv:2311.18129, algorithm 2), which ranks layers by their number of weights times one more than
+    the bits that each gave up in local training. Layers at the end of that order (few weights, few bits given up)
+    grow, each as far as the budget allows, before the next one does. Weights are not trained here: a layer starts
+    from the greatest uniform bit-width that fits, and gives up what leaves its loss within the mean loss of the
+    layers there, where FedMPQ looks for leading bits that are nearly all zero. Losses are never traded against bytes,
+    which is what the exact program adds.
 
     Raises:
         ConfigurationError: If no uniform bit-width fits.
@@ -193,17 +196,23 @@ def allocate_by_growing(candidates: Candidates, budget: Budget) -> Allocation:
     start = allocate_uniform(candidates, budget)
     order = {name: _by_size(of_layer) for name, of_layer in candidates.items()}
     place = {name: order[name].index(index) for name, index in start.choice.items()}
-    ranked = sorted(candidates, key=lambda name: -candidates[name][start.choice[name]].loss)
-    for name in ranked[-(len(ranked) // 2) :] if len(ranked) > 1 else []:
-        place[name] = max(place[name] - 1, 0)
-    is_growing = True
-    while is_growing:
-        is_growing = False
-        for name in ranked:
-            grown = {**place, name: min(place[name] + 1, len(order[name]) - 1)}
-            if grown != place and _placed(candidates, order, grown).fits(budget):
-                place, is_growing = grown, True
-    return _placed(candidates, order, place)
+    tolerated = start.loss / len(candidates)
+    given_up = dict.fromkeys(candidates, 0)
+    for name, of_layer in candidates.items():
+        while place[name] > 0 and of_layer[order[name][place[name] - 1]].loss <= tolerated:
+            place[name] -= 1
+            given_up[name] += 1
+    weights = {
+        name: max(c.size_bytes / c.bit_width for c in of_layer) for name, of_layer in candidates.items()
+    }
+    for name in sorted(candidates, key=lambda name: weights[name] * (given_up[name] + 1)):
+        while place[name] + 1 < len(order[name]):
+            grown = {**place, name: place[name] + 1}
+            if not _placed(candidates, order, grown).fits(budget):
+                break
+            place = grown
+    allocation = _placed(candidates, order, place)
+    return allocation if allocation.fits(budget) else start  # a smaller candidate may be a slower one
 
 
 def _check(candidates: Candidates) -> None:
@@ -251,13 +260,14 @@ def _solve(candidates: Candidates, budget: Budget, costs: Sequence[float]) -> Al
     objective = np.array(costs) / (max(costs) or 1.0)
     gap = _RELATIVE_GAP if len(candidates) <= _FEW_LAYERS else _RELATIVE_GAP_OF_MANY
     options = {"mip_rel_gap": gap, "time_limit": _TIME_LIMIT_SECONDS}
-    result = milp(
-        objective,
-        constraints=constraints,
-        integrality=np.ones(len(flat)),
-        bounds=Bounds(0, 1),
-        options=options,
-    )
+    with discarded_solver_output():
+        result = milp(
+            objective,
+            constraints=constraints,
+            integrality=np.ones(len(flat)),
+            bounds=Bounds(0, 1),
+            options=options,
+        )
     if result.x is None:
         return None
     chosen = np.asarray(result.x)

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
-from quantization.arrays import AnyArray, FloatArray
+from quantization.arrays import FloatArray, IntArray
 from quantization.errors import MalformedError
 
 
@@ -47,21 +46,30 @@ def sample_columns(x: FloatArray, window: ConvWindow | None, max_columns: int) -
     Raises:
         MalformedError: If `x` does not fit the geometry.
     """
+    return sample_with_examples(x, window, max_columns)[0]
+
+
+def sample_with_examples(
+    x: FloatArray, window: ConvWindow | None, max_columns: int
+) -> tuple[FloatArray, IntArray]:
+    """Return what `sample_columns` returns, and which example of the batch each column is from, (P,)."""
     if window is None:
-        rows = x.reshape(-1, x.shape[-1])
-        return rows[:: sampling_step(rows.shape[0], max_columns, x.shape[1:-1])][None]
-    axes = len(window.kernel)
-    if x.ndim != axes + 2 or x.shape[1] % window.groups:
-        raise MalformedError(f"input of shape {x.shape} for a convolution with {window}")
-    windows = _windows(x, window)
-    positions = windows.shape[1:-axes]
-    step = sampling_step(int(np.prod(positions)), max_columns, positions[1:])
-    indices = np.unravel_index(np.arange(0, int(np.prod(positions)), step), positions)
-    columns: AnyArray = windows[(slice(None), *indices)]  # type: ignore[arg-type]  # (C, P, *kernel)
-    grouped: AnyArray = columns.reshape(window.groups, -1, *columns.shape[1:])
-    ordered: AnyArray = np.moveaxis(grouped, 2, 1)  # (G, P, C / G, *kernel): as a row of the weight
-    result: FloatArray = np.ascontiguousarray(ordered).reshape(window.groups, ordered.shape[1], -1)
-    return result
+        sampled = _sampled(x.shape[:-1], max_columns)
+        return x.reshape(-1, x.shape[-1])[sampled][None], _examples(sampled, x.shape[:-1])
+    padded, lengths = _padded(x, window)
+    reaches = ((k - 1) * d + 1 for k, d in zip(window.kernel, window.dilations, strict=True))
+    outputs = ((n - r) // s + 1 for n, r, s in zip(lengths[1:], reaches, window.strides, strict=True))
+    positions = (x.shape[0], *outputs)
+    sampled = _sampled(positions, max_columns)
+    example, *places = np.unravel_index(np.arange(sampled.start, sampled.stop, sampled.step), positions)
+    corners = (example, *(place * s for place, s in zip(places, window.strides, strict=True)))
+    first = np.ravel_multi_index(corners, lengths)
+    columns = np.empty((x.shape[1], int(np.prod(window.kernel)), first.size), x.dtype)  # (C, taps, P)
+    for index, tap in enumerate(np.ndindex(*window.kernel)):
+        shift = (0, *(t * d for t, d in zip(tap, window.dilations, strict=True)))
+        columns[:, index] = padded[:, first + np.ravel_multi_index(shift, lengths)]
+    result: FloatArray = columns.reshape(window.groups, -1, first.size)  # K as in a row of the weight
+    return np.swapaxes(result, 1, 2), _examples(sampled, positions)
 
 
 def sampling_step(positions: int, max_positions: int, row_lengths: tuple[int, ...]) -> int:
@@ -75,15 +83,32 @@ def sampling_step(positions: int, max_positions: int, row_lengths: tuple[int, ..
     return step
 
 
-def _windows(x: FloatArray, window: ConvWindow) -> FloatArray:
-    """Return a view (C, N, *outputs, *kernel) of the padded input."""
+def _sampled(positions: tuple[int, ...], max_columns: int) -> slice:
+    """Return which of the flattened positions (batch, *rows) are sampled."""
+    count = int(np.prod(positions))
+    return slice(0, count, sampling_step(count, max_columns, positions[1:]))
+
+
+def _examples(sampled: slice, positions: tuple[int, ...]) -> IntArray:
+    per_example = int(np.prod(positions[1:], dtype=np.int64))
+    return np.arange(sampled.start, sampled.stop, sampled.step) // max(per_example, 1)
+
+
+def _padded(x: FloatArray, window: ConvWindow) -> tuple[FloatArray, tuple[int, ...]]:
+    """Return the padded input with the batch and all positions in one axis, (C, N * positions), and their lengths.
+
+    Raises:
+        MalformedError: If `x` does not fit the geometry.
+    """
     axes = len(window.kernel)
-    pads = list(zip(window.pads[:axes], window.pads[axes:], strict=True))
-    padded = np.pad(x, [(0, 0), (0, 0), *pads])
-    reach = tuple((k - 1) * d + 1 for k, d in zip(window.kernel, window.dilations, strict=True))
-    if any(length < r for length, r in zip(padded.shape[2:], reach, strict=True)):
+    if x.ndim != axes + 2 or x.shape[1] % window.groups:
+        raise MalformedError(f"input of shape {x.shape} for a convolution with {window}")
+    pads = zip(window.pads[:axes], window.pads[axes:], strict=True)
+    lengths = [n + before + behind for n, (before, behind) in zip(x.shape[2:], pads, strict=True)]
+    reaches = ((k - 1) * d + 1 for k, d in zip(window.kernel, window.dilations, strict=True))
+    if any(length < reach for length, reach in zip(lengths, reaches, strict=True)):
         raise MalformedError(f"input of shape {x.shape} is smaller than the kernel of {window}")
-    views = sliding_window_view(padded, reach, axis=tuple(range(2, axes + 2)))
-    steps = tuple(slice(None, None, s) for s in window.strides)
-    taps = tuple(slice(None, None, d) for d in window.dilations)
-    return np.moveaxis(views[(slice(None), slice(None), *steps, *taps)], 1, 0)
+    padded: FloatArray = np.zeros((x.shape[1], x.shape[0], *lengths), x.dtype)
+    inside = [slice(pad, pad + n) for pad, n in zip(window.pads[:axes], x.shape[2:], strict=True)]
+    padded[(slice(None), slice(None), *inside)] = np.moveaxis(x, 1, 0)
+    return padded.reshape(x.shape[1], -1), (x.shape[0], *lengths)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quantization.blob import encode_blob
+from quantization.code_choice import greatest_code
 from quantization.errors import ConfigurationError
 from quantization.packing import needed_bit_width
 from quantization.rounding import (
@@ -23,6 +23,7 @@ from quantization.rounding import (
 )
 from quantization.scale_search import Grid, PackedGrid, RatedGrid, packed_scales, rated_scales
 from quantization.second_moments import SecondMoments
+from quantization.stored_size import estimated_size_bytes
 
 PRICE_PER_BIT = 0.1
 """Price of one stored bit, in losses of one step of error in a typical column; 0.05 to 0.2 measure alike."""
@@ -42,7 +43,7 @@ class RoundedLayer:
         scale: (O,), float32.
         loss: Mean square error of the layer's output, summed over its channels and what a bias cannot absorb.
         bias_shift: (O,): what the layer's bias must gain to keep its outputs' means.
-        size_bytes: Codes as stored, and 4 bytes a scale.
+        size_bytes: Codes as stored, and 4 bytes a scale; estimated for wide layers (`stored_size`).
     """
 
     grid: Grid
@@ -120,65 +121,74 @@ def _problem(weights: RealArray, moments: SecondMoments, is_centred: bool, dampi
     return _Problem(target, hessian, moments, is_centred)
 
 
-def stored_size_bytes(codes: NDArray[np.int8]) -> int:
-    """Return the bytes of a layer's codes as a blob and of its float32 scales, 4 bytes a row."""
-    return len(encode_blob(np.ascontiguousarray(codes).tobytes(), is_codes=True)) + 4 * len(codes)
-
-
 def _rounded_all(
     weights: RealArray, moments: RealArray, grids: Sequence[Grid], blocks: int
 ) -> dict[Grid, tuple[RealArray, RealArray]]:
     """Return steps (M, R) and codes (M, R, B) by grid."""
-    result: dict[Grid, tuple[RealArray, RealArray]] = {
-        grid: _rounded(weights, moments, grid, blocks) for grid in grids if isinstance(grid, PackedGrid)
-    }
-    rated = [grid for grid in grids if isinstance(grid, RatedGrid)]
+    result: dict[Grid, tuple[RealArray, RealArray]] = {}
     together = max(1, _MAX_ELEMENTS // weights.size)
-    for start in range(0, len(rated), together):
-        chosen = rated[start : start + together]
-        result.update(zip(chosen, _rounded_together(weights, moments, chosen, blocks), strict=True))
+    packed = [grid for grid in grids if isinstance(grid, PackedGrid)]
+    for start in range(0, len(packed), together):
+        saturating = packed[start : start + together]
+        result.update(zip(saturating, _rounded_packed(weights, moments, saturating, blocks), strict=True))
+    widths = sorted({grid.bit_width for grid in grids if isinstance(grid, RatedGrid)})
+    for bit_width in widths:  # one width at a time: their codes have tables of prices of one length
+        rated = [grid for grid in grids if isinstance(grid, RatedGrid) and grid.bit_width == bit_width]
+        for start in range(0, len(rated), together):
+            priced = rated[start : start + together]
+            result.update(
+                zip(priced, _rounded_rated(weights, moments, priced, bit_width, blocks), strict=True)
+            )
     return result
 
 
-def _rounded(
-    weights: RealArray, moments: RealArray, grid: PackedGrid, blocks: int
-) -> tuple[RealArray, RealArray]:
-    """Return steps (M, R) and codes (M, R, B) of one grid whose codes saturate."""
-    bit_width = grid.bit_width
-    scale = packed_scales(weights, moments, bit_width, blocks=blocks)
-    codes = compensating_codes(weights, scale, moments, bit_width)
-    codes = descend(weights, scale, codes, moments, bit_width)
-    for _ in range(_ROUNDS):
-        scale = shared_scales(weights, codes, moments, scale, blocks=blocks)
-        codes = descend(weights, scale, codes, moments, bit_width)
-    return scale, codes
-
-
-def _rounded_together(
-    weights: RealArray, moments: RealArray, grids: Sequence[RatedGrid], blocks: int
+def _rounded_packed(
+    weights: RealArray, moments: RealArray, grids: Sequence[PackedGrid], blocks: int
 ) -> list[tuple[RealArray, RealArray]]:
     """Return steps and codes of every grid, computed as if each were more rows of the same matrices."""
-    scale = np.concatenate([rated_scales(weights, grid.step, blocks=blocks) for grid in grids], axis=1)
+    bit_widths = np.repeat([grid.bit_width for grid in grids], weights.shape[1])
+    scale = np.concatenate(
+        [packed_scales(weights, moments, grid.bit_width, blocks=blocks) for grid in grids], axis=1
+    )
     rows = np.tile(weights, (1, len(grids), 1))
-    codes = compensating_codes(rows, scale, moments, 8)
-    price = _prices(scale, codes, moments, len(grids))
+    codes = compensating_codes(rows, scale, moments, bit_widths)
+    codes = descend(rows, scale, codes, moments, bit_widths)
     for _ in range(_ROUNDS):
-        codes = descend(rows, scale, codes, moments, 8, price=price, sweeps=2)
         scale = shared_scales(rows, codes, moments, scale, blocks=blocks)
-    return list(zip(np.split(scale, len(grids), axis=1), np.split(codes, len(grids), axis=1), strict=True))
+        codes = descend(rows, scale, codes, moments, bit_widths)
+    return _by_grid(scale, codes, len(grids))
 
 
-def _prices(scale: RealArray, codes: RealArray, moments: RealArray, grids: int) -> RealArray:
-    """Return the price of each code in each row, (R, 255): its bits by its frequency in the layer on the row's grid."""
+def _rounded_rated(
+    weights: RealArray, moments: RealArray, grids: Sequence[RatedGrid], bit_width: int, blocks: int
+) -> list[tuple[RealArray, RealArray]]:
+    """Return steps and codes of every grid, likewise."""
+    scale = np.concatenate(
+        [rated_scales(weights, grid.step, bit_width, blocks=blocks) for grid in grids], axis=1
+    )
+    rows = np.tile(weights, (1, len(grids), 1))
+    codes = compensating_codes(rows, scale, moments, bit_width)
+    price = _prices(scale, codes, moments, len(grids), greatest_code(bit_width))
+    for _ in range(_ROUNDS):
+        codes = descend(rows, scale, codes, moments, bit_width, price=price, sweeps=2)
+        scale = shared_scales(rows, codes, moments, scale, blocks=blocks)
+    return _by_grid(scale, codes, len(grids))
+
+
+def _by_grid(scale: RealArray, codes: RealArray, grids: int) -> list[tuple[RealArray, RealArray]]:
+    return list(zip(np.split(scale, grids, axis=1), np.split(codes, grids, axis=1), strict=True))
+
+
+def _prices(scale: RealArray, codes: RealArray, moments: RealArray, grids: int, qmax: int) -> RealArray:
+    """Return the price of each code on each grid, (grids, 2 qmax + 1): its bits by its frequency in the layer."""
     pivots = 1.0 / np.diagonal(np.linalg.inv(moments), axis1=1, axis2=2)
     typical = float(np.exp(np.log(pivots).mean()))
     prices = []
-    for s, q in zip(np.split(scale, grids, axis=1), np.split(codes, grids, axis=1), strict=True):
-        counts = np.bincount(q.astype(np.int64).ravel() + 127, minlength=255)
+    for s, q in _by_grid(scale, codes, grids):
+        counts = np.bincount(q.astype(np.int64).ravel() + qmax, minlength=2 * qmax + 1)
         bits = -np.log2(np.maximum(counts, _UNSEEN_CODES) / q.size)
-        price = bits * PRICE_PER_BIT * float(np.square(s).mean()) * typical
-        prices.append(np.tile(price, (s.shape[1], 1)))
-    return np.concatenate(prices)
+        prices.append(bits * PRICE_PER_BIT * float(np.square(s).mean()) * typical)
+    return np.stack(prices)
 
 
 def _candidate(
@@ -194,7 +204,7 @@ def _candidate(
         before = moments.mean() if moments.cross is None else moments.reference_mean()
         shift = _means(weights, before, moments) - _means(values, moments.mean(), moments)
     loss = float(row_losses(error, problem.hessian).sum())
-    return RoundedLayer(grid, flat, row_scale.astype(np.float32), loss, shift, stored_size_bytes(flat))
+    return RoundedLayer(grid, flat, row_scale.astype(np.float32), loss, shift, estimated_size_bytes(flat))
 
 
 def _means(weights: RealArray, mean: RealArray, moments: SecondMoments) -> RealArray:

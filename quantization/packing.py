@@ -4,14 +4,15 @@ Code i takes the bits [i*b, (i+1)*b) of a little-endian bit stream (bit k is bit
 low b bits of its two's complement. The last byte is filled with zero bits.
 """
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
 from quantization.errors import MalformedError
 
-_BLOCK = (
-    1 << 16
-)  # codes at a time, a multiple of 8 so that blocks end on bytes; keeps the bits, one a byte, in cache
+_WORDS = 1 << 14  # of 8 codes, at a time: they and a copy stay in a core's cache
+_CODES_PER_WORD = 8
 
 
 def packed_size_bytes(count: int, bit_width: int) -> int:
@@ -45,11 +46,16 @@ def pack(codes: NDArray[np.int8], bit_width: int) -> bytes:
     flat = np.ascontiguousarray(codes).reshape(-1).view(np.uint8)
     if bit_width == 8:
         return flat.tobytes()
-    blocks = []
-    for start in range(0, flat.size, _BLOCK):
-        bits = np.unpackbits(flat[start : start + _BLOCK, None], axis=1, count=bit_width, bitorder="little")
-        blocks.append(np.packbits(bits, bitorder="little").tobytes())
-    return b"".join(blocks)
+    whole = -(-flat.size // _CODES_PER_WORD) * _CODES_PER_WORD
+    padded = np.zeros(whole, np.uint8)
+    padded[: flat.size] = flat
+    words = padded.view("<u8")
+    packed = np.empty((len(words), bit_width), np.uint8)
+    for start in range(0, len(words), _WORDS):
+        block = words[start : start + _WORDS]
+        _gather(block, bit_width)
+        packed[start : start + _WORDS] = block.view(np.uint8).reshape(-1, 8)[:, :bit_width]
+    return packed.tobytes()[: packed_size_bytes(flat.size, bit_width)]
 
 
 def unpack(data: bytes | memoryview, bit_width: int, count: int) -> NDArray[np.int8]:
@@ -67,16 +73,106 @@ def unpack(data: bytes | memoryview, bit_width: int, count: int) -> NDArray[np.i
     used = (count * bit_width) % 8
     if used and int(source[-1]) >> used:
         raise MalformedError(f"the bits behind the last of {count} codes are not zero")
-    codes = np.empty(count, np.int8)
+    if bit_width == 4:
+        return _unpack_nibbles(source)[:count]
+    if bit_width == 2:
+        return _unpack_pairs(source)[:count]
+    return _unpack_words(source, bit_width)[:count]
+
+
+def _unpack_words(source: NDArray[np.uint8], bit_width: int) -> NDArray[np.int8]:
+    """Return all codes, eight at a time: `bit_width` bytes are read as a word, whose fields are then spread."""
+    words = -(-len(source) // bit_width)
+    codes = np.empty(words, "<u8")
+    readable = max(0, min(words, (len(source) - 8) // bit_width + 1))  # words of which 8 bytes are there
+    tail = np.zeros((words - readable) * bit_width + 8, np.uint8)
+    tail[: len(source) - readable * bit_width] = source[readable * bit_width :]
+    for first, last, data in ((0, readable, source), (readable, words, tail)):
+        if first == last:
+            continue
+        read: NDArray[np.uint64] = np.ndarray((last - first,), "<u8", data, 0, (bit_width,))
+        for start in range(first, last, _WORDS):
+            block = codes[start : min(start + _WORDS, last)]
+            block[:] = read[start - first : start - first + len(block)]
+            _spread(block, bit_width)
+            _extend_signs(block.view(np.uint8), bit_width)
+    return codes.view(np.int8)
+
+
+def _unpack_nibbles(source: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """Return the two codes of 4 bits of each byte: 0x00BA and 0x0BA0 together have A and B where they belong."""
+    codes = np.empty(len(source), "<u2")
+    for start in range(0, len(source), 4 * _WORDS):
+        block = codes[start : start + 4 * _WORDS]
+        block[:] = source[start : start + 4 * _WORDS]
+        block |= block << np.uint16(4)
+        block &= np.uint16(0x0F0F)
+        _extend_signs(block.view(np.uint8), 4)
+    return codes.view(np.int8)
+
+
+def _unpack_pairs(source: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """Return the codes of 2 bits, eight from each two bytes, by a table of 512 KiB."""
+    even = np.append(source, np.uint8(0)) if len(source) % 2 else source
+    numbers, table = even.view("<u2"), _table_of_pairs()
+    codes = np.empty(len(numbers), "<u8")
+    for start in range(0, len(numbers), _WORDS):
+        indices = numbers[start : start + _WORDS].astype(np.intp)
+        np.take(
+            table, indices, out=codes[start : start + _WORDS], mode="clip"
+        )  # never clips: no copy of `out`
+    return codes.view(np.int8)
+
+
+@cache
+def _table_of_pairs() -> NDArray[np.uint64]:
+    """Return the eight codes of 2 bits in each number of 16 bits, one a byte, (65536,)."""
+    numbers = np.arange(1 << 16, dtype="<u2")
+    return _unpack_words(numbers.view(np.uint8), 2).view("<u8")
+
+
+def _steps(bit_width: int) -> list[tuple[np.uint64, np.uint64, np.uint64]]:
+    """Return how a word's fields are spread, in three steps: (shift, mask of what stays, mask of what moves).
+
+    Each step halves groups of codes and moves the upper halves up: first the upper four codes to bit 32, then
+    within each four the upper two, then within each pair the upper one.
+    """
+    steps = []
+    for codes in (4, 2, 1):
+        field = (1 << (codes * bit_width)) - 1
+        low = sum(field << (8 * code) for code in range(0, 8, 2 * codes))
+        high = low << (codes * bit_width)
+        steps.append((np.uint64(codes * (8 - bit_width)), np.uint64(low), np.uint64(high)))
+    return steps
+
+
+def _spread(words: NDArray[np.uint64], bit_width: int) -> None:
+    """Move the eight fields in the low bits of each word to its eight bytes, in place."""
+    moving = np.empty_like(words)
+    for shift, low, high in _steps(bit_width):
+        np.bitwise_and(words, high, out=moving)
+        moving <<= shift
+        words &= low
+        words |= moving
+
+
+def _gather(words: NDArray[np.uint64], bit_width: int) -> None:
+    """Move the low bits of each byte together into the low bits of the word, in place: undoes `_spread`."""
+    field = (1 << bit_width) - 1
+    words &= np.uint64(sum(field << (8 * code) for code in range(8)))
+    moving = np.empty_like(words)
+    for shift, low, high in reversed(_steps(bit_width)):
+        np.right_shift(words, shift, out=moving)
+        moving &= high
+        words &= low
+        words |= moving
+
+
+def _extend_signs(fields: NDArray[np.uint8], bit_width: int) -> None:
+    """Turn numbers of `bit_width` bits into two's complement of 8 bits, in place."""
     sign = np.uint8(1 << (bit_width - 1))
-    for start in range(0, count, _BLOCK):
-        size = min(_BLOCK, count - start)
-        first = start * bit_width // 8
-        block = source[first : first + packed_size_bytes(size, bit_width)]
-        bits = np.unpackbits(block, count=size * bit_width, bitorder="little").reshape(size, bit_width)
-        low = np.packbits(bits, axis=1, bitorder="little")[:, 0]
-        codes[start : start + size] = ((low ^ sign) - sign).view(np.int8)  # wraps: extends the sign
-    return codes
+    fields ^= sign
+    fields -= sign  # wraps
 
 
 def _check_bit_width(bit_width: int) -> None:

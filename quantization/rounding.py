@@ -16,19 +16,13 @@ loss plus price. Everything is batched over M matrices: the groups of a convolut
 import numpy as np
 from numpy.typing import NDArray
 
-from quantization.errors import ConfigurationError
+from quantization.code_choice import CodeChoice, greatest_code
 
 RealArray = NDArray[np.float64]
 """Weights (M, R, K), moments (M, K, K), scales (M, R), and codes while they are worked on."""
 
-_BLOCK = 64  # columns between updates of everything behind them: keeps what a column touches in cache
-
-
-def greatest_code(bit_width: int) -> int:
-    """Return the greatest code of `bit_width` bits, 2 to 8; the least is its negative."""
-    if not 2 <= bit_width <= 8:
-        raise ConfigurationError(f"bit_width must be 2 to 8, got {bit_width}")
-    return (1 << (bit_width - 1)) - 1
+_BLOCK = 64  # columns between updates of everything behind them
+_CHUNK = 2048  # rows, over all matrices, at a time: keeps what a block touches in cache
 
 
 def row_losses(error: RealArray, moments: RealArray) -> RealArray:
@@ -62,7 +56,7 @@ def compensating_codes(
     weights: RealArray,
     scale: RealArray,
     moments: RealArray,
-    bit_width: int,
+    bit_width: int | NDArray[np.int64],
     *,
     price: RealArray | None = None,
     is_ordered: bool = True,
@@ -76,36 +70,51 @@ def compensating_codes(
         weights: W, (M, R, K).
         scale: Steps, (M, R).
         moments: H, (M, K, K), positive definite: see `damped`.
-        bit_width: 2 to 8.
-        price: Price of the codes -qmax to qmax in each row, (R, 2 qmax + 1), in units of the loss; None for none.
+        bit_width: 2 to 8; or one per row, (R,).
+        price: Price of the codes -qmax to qmax in each of P equal parts of the rows, (P, 2 qmax + 1), in units of the
+            loss; None for none.
         is_ordered: Round the columns with the largest H_jj first.
     """
-    qmax = greatest_code(bit_width)
-    columns = weights.shape[-1]
+    matrices, rows, columns = weights.shape
     diagonal = np.diagonal(moments, axis1=1, axis2=2)
     order = (
         np.argsort(-diagonal, axis=1, kind="stable")
         if is_ordered
-        else np.tile(np.arange(columns), (len(weights), 1))
+        else np.tile(np.arange(columns), (matrices, 1))
     )
     inverse = np.linalg.inv(
         np.take_along_axis(np.take_along_axis(moments, order[:, :, None], 1), order[:, None], 2)
     )
-    upper = np.swapaxes(np.linalg.cholesky(inverse), 1, 2)
-    rest = np.take_along_axis(weights, order[:, None], 2).astype(np.float64)
+    lower = np.linalg.cholesky(inverse)
+    choice = CodeChoice.of(bit_width, rows, price)
+    result = np.empty((matrices, rows, columns))
+    for part in _chunks(matrices, rows):
+        rest = np.take_along_axis(np.swapaxes(weights[:, part], 1, 2), order[:, :, None], 1)
+        codes = _compensated(rest.astype(np.float64), scale[:, part], lower, choice.part(part))
+        placed = np.empty_like(codes)
+        np.put_along_axis(placed, order[:, :, None], codes, 1)
+        result[:, part] = np.swapaxes(placed, 1, 2)
+    return result
+
+
+def _compensated(rest: RealArray, scale: RealArray, lower: RealArray, choice: CodeChoice) -> RealArray:
+    """Return the codes of columns (M, K, R), which are used up; `lower` is U^T."""
+    columns = rest.shape[1]
+    inverse_scale, square = 1.0 / scale, np.square(scale)
     codes = np.empty_like(rest)
     for start in range(0, columns, _BLOCK):
         end = min(start + _BLOCK, columns)
-        errors = np.empty((*rest.shape[:2], end - start))
+        errors = np.empty((len(rest), end - start, rest.shape[2]))
         for j in range(start, end):
-            pivot = upper[:, j, j, None]
-            codes[..., j] = _best_codes(rest[..., j] / scale, scale / pivot, qmax, price)
-            errors[..., j - start] = error = (rest[..., j] - scale * codes[..., j]) / pivot
-            rest[..., j + 1 : end] -= error[..., None] * upper[:, None, j, j + 1 : end]
-        rest[..., end:] -= errors @ upper[:, start:end, end:]
-    result = np.empty_like(codes)
-    np.put_along_axis(result, np.broadcast_to(order[:, None], codes.shape), codes, 2)
-    return result
+            pivot = lower[:, j, j, None]
+            column = rest[:, j]
+            if j > start:
+                column -= (lower[:, j, None, start:j] @ errors[:, : j - start])[:, 0]
+            codes[:, j] = code = choice.best(column * inverse_scale, square / np.square(pivot))
+            np.divide(column - scale * code, pivot, out=errors[:, j - start])
+        if end < columns:
+            rest[:, end:] -= lower[:, end:, start:end] @ errors
+    return codes
 
 
 def descend(
@@ -113,7 +122,7 @@ def descend(
     scale: RealArray,
     codes: RealArray,
     moments: RealArray,
-    bit_width: int,
+    bit_width: int | NDArray[np.int64],
     *,
     price: RealArray | None = None,
     sweeps: int = 4,
@@ -128,33 +137,60 @@ def descend(
         scale: Steps, (M, R).
         codes: Where to start, (M, R, K).
         moments: H, (M, K, K), with a positive diagonal.
-        bit_width: 2 to 8.
+        bit_width: 2 to 8; or one per row, (R,).
         price: As in `compensating_codes`.
         sweeps: Most passes over the columns; it ends where one changes nothing.
     """
-    qmax = greatest_code(bit_width)
-    codes = codes.copy()
-    error = weights - scale[..., None] * codes
-    diagonal = np.diagonal(moments, axis1=1, axis2=2)
-    for _ in range(sweeps):
-        is_changed = False
-        for start in range(0, weights.shape[-1], _BLOCK):
-            end = min(start + _BLOCK, weights.shape[-1])
-            slope = error @ moments[..., start:end]
-            for j in range(start, end):
-                curvature = diagonal[:, j, None]
-                ideal = codes[..., j] + slope[..., j - start] / (curvature * scale)
-                best = _best_codes(ideal, scale * np.sqrt(curvature), qmax, price, codes[..., j])
-                moved = scale * (codes[..., j] - best)
-                if not moved.any():
-                    continue
-                is_changed = True
-                codes[..., j] = best
-                error[..., j] += moved
-                slope += moved[..., None] * moments[:, None, j, start:end]
-        if not is_changed:
-            break
-    return codes
+    choice = CodeChoice.of(bit_width, weights.shape[1], price)
+    result = np.empty_like(codes)
+    for part in _chunks(*weights.shape[:2]):
+        moved = np.ascontiguousarray(np.swapaxes(codes[:, part], 1, 2))
+        error = np.swapaxes(weights[:, part], 1, 2) - scale[:, None, part] * moved
+        for _ in range(sweeps):
+            if not _sweep(moved, error, scale[:, part], moments, choice.part(part)):
+                break
+        result[:, part] = np.swapaxes(moved, 1, 2)
+    return result
+
+
+def _sweep(
+    codes: RealArray, error: RealArray, scale: RealArray, moments: RealArray, choice: CodeChoice
+) -> bool:
+    """Move every code (M, K, R) once, in place, and the errors (M, K, R) with them; return whether one moved."""
+    columns = codes.shape[1]
+    square, inverse_scale = np.square(scale), 1.0 / scale
+    is_changed = False
+    for start in range(0, columns, _BLOCK):
+        end = min(start + _BLOCK, columns)
+        slope = moments[:, start:end] @ error
+        moved = np.zeros_like(slope)
+        first = end  # first column of the block that moved
+        for j in range(start, end):
+            diagonal = moments[:, j, j, None]
+            column = slope[:, j - start]
+            if first < j:
+                behind = moments[:, j, None, first:j] @ moved[:, first - start : j - start]
+                column += behind[:, 0]
+            column *= inverse_scale
+            column /= diagonal
+            current = codes[:, j]
+            column += current
+            curvature = square * diagonal
+            best = choice.no_worse(column, curvature, choice.best(column, curvature), current)
+            if best is None:
+                continue
+            is_changed, first = True, min(first, j)
+            np.multiply(current - best, scale, out=moved[:, j - start])
+            error[:, j] += moved[:, j - start]
+            codes[:, j] = best
+    return is_changed
+
+
+def _chunks(matrices: int, rows: int) -> list[slice]:
+    """Return parts of the rows such that a column of a part has about `_CHUNK` elements."""
+    parts = max(1, round(matrices * rows / _CHUNK))
+    size = -(-rows // parts)
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
 def optimal_scales(weights: RealArray, codes: RealArray, moments: RealArray, scale: RealArray) -> RealArray:
@@ -205,33 +241,3 @@ def refit(weights: RealArray, moments: RealArray, cross: RealArray, damping: flo
     held = damped(moments, damping)
     wanted = weights @ (cross + (held - moments))
     return np.asarray(np.swapaxes(np.linalg.solve(held, np.swapaxes(wanted, 1, 2)), 1, 2), np.float64)
-
-
-def _best_codes(
-    ideal: RealArray,
-    curvature: RealArray,
-    qmax: int,
-    price: RealArray | None,
-    current: RealArray | None = None,
-) -> RealArray:
-    """Return the code nearest to `ideal`, or the cheapest of those in question where codes have prices, (M, R).
-
-    Args:
-        ideal: Real values in steps, (M, R).
-        curvature: Root of what the square of an error of one step costs, (M, R).
-        qmax: Greatest code.
-        price: Price of the codes of each row, (R, 2 qmax + 1).
-        current: A code that is among the candidates, so that no choice is worse than to stay.
-    """
-    nearest = np.clip(np.rint(ideal), -qmax, qmax)
-    if price is None:
-        return nearest
-    rows = np.arange(ideal.shape[1])
-    best = nearest
-    best_cost = np.square((nearest - ideal) * curvature) + price[rows, nearest.astype(np.int64) + qmax]
-    inner = np.clip(np.trunc(ideal), -qmax, qmax)
-    for candidate in (inner, current):
-        if candidate is not None:
-            cost = np.square((candidate - ideal) * curvature) + price[rows, candidate.astype(np.int64) + qmax]
-            best, best_cost = np.where(cost < best_cost, candidate, best), np.minimum(cost, best_cost)
-    return best

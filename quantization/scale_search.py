@@ -10,18 +10,20 @@ Two kinds of grid, because there are two ways to store codes:
   their own; with one table, steps between equal and proportional to the row's size measure best.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from quantization.code_choice import greatest_code
 from quantization.errors import ConfigurationError
-from quantization.rounding import RealArray, as_float32, greatest_code, round_to_nearest, row_losses
+from quantization.rounding import RealArray, as_float32, round_to_nearest, row_losses
 
 CLIP_RATIOS = tuple(float(r) for r in np.linspace(0.3, 1.0, 15))
 """Ends of the grid that are tried, as parts of a row's largest magnitude."""
 
 _ROW_SIZE_POWER = 0.5  # of the row's size in its step: 0 equal steps, 1 proportional
-_FARTHEST_CODE = 120.0  # of 127: leaves room for what error compensation adds
+_FARTHEST = 0.945  # part of the greatest code that weights may reach: leaves room for what compensation adds
 _SMALLEST_ROW = 1e-3  # of the largest row's size: a row of zeros gets a step as well
 
 
@@ -46,18 +48,16 @@ class RatedGrid:
     Attributes:
         step: Step of a row of typical size, as a part of the row's root mean square: 0.2 takes about 4.3 bits per
             weight, 0.5 about 3.0, 1.0 about 2.1, 2.0 about 1.3.
+        bit_width: Most bits that a code may take, 2 to 8: 7 for processors whose int8 kernels saturate at 8.
     """
 
     step: float
+    bit_width: int = 8
 
     def __post_init__(self) -> None:
+        greatest_code(self.bit_width)
         if not 0 < self.step < np.inf:
             raise ConfigurationError(f"the step of a grid must be positive, got {self.step}")
-
-    @property
-    def bit_width(self) -> int:
-        """Bits that hold every code."""
-        return 8
 
 
 Grid = PackedGrid | RatedGrid
@@ -66,6 +66,24 @@ PACKED_GRIDS = tuple(PackedGrid(b) for b in (2, 3, 4, 5, 6, 8))
 RATED_GRIDS = tuple(
     RatedGrid(s) for s in (0.1, 0.2, 0.27, 0.35, 0.45, 0.55, 0.65, 0.78, 0.92, 1.1, 1.3, 1.6, 2.0)
 )
+
+WIDE_LAYER = 1 << 17
+"""More weights than this make a layer wide."""
+
+
+def affordable_grids(elements: int, grids: Sequence[Grid] = RATED_GRIDS) -> list[Grid]:
+    """Return the grids to round a layer of so many weights on: all, or every second one for a wide layer.
+
+    A model has few wide layers or many: with few, a coarse choice there is made good by the others; with many, the
+    choices among them fill the gaps. Either way the time is nearly halved.
+    """
+    return list(grids) if elements <= WIDE_LAYER else list(grids[1::2])
+
+
+def limited_grids(grids: Sequence[Grid], bit_width: int) -> list[Grid]:
+    """Return the grids with codes of at most `bit_width` bits, none twice: what a class of devices can run."""
+    limited = (replace(grid, bit_width=min(grid.bit_width, bit_width)) for grid in grids)
+    return list(dict.fromkeys(limited))
 
 
 def packed_scales(weights: RealArray, moments: RealArray, bit_width: int, *, blocks: int = 1) -> RealArray:
@@ -89,12 +107,15 @@ def packed_scales(weights: RealArray, moments: RealArray, bit_width: int, *, blo
     return np.repeat(as_float32(best), blocks, axis=0)
 
 
-def rated_scales(weights: RealArray, step: float, *, blocks: int = 1) -> RealArray:
+def rated_scales(weights: RealArray, step: float, bit_width: int = 8, *, blocks: int = 1) -> RealArray:
     """Return the steps of a `RatedGrid`, (M, R): step * rms_r^0.5 * rms^0.5, rms the layer's geometric mean.
+
+    A row whose greatest weight would not fit has a greater step.
 
     Args:
         weights: W, (M, R, K).
         step: See `RatedGrid`.
+        bit_width: Most bits that a code may take.
         blocks: As in `packed_scales`.
     """
     size = np.sqrt(_per_row(np.square(weights).mean(2), blocks).mean(1))
@@ -103,7 +124,9 @@ def rated_scales(weights: RealArray, step: float, *, blocks: int = 1) -> RealArr
     typical = float(np.exp(np.log(size).mean()))
     scale = step * size**_ROW_SIZE_POWER * typical ** (1 - _ROW_SIZE_POWER)
     farthest = _per_row(np.abs(weights).max(2), blocks).max(1)
-    return np.repeat(as_float32(np.maximum(scale, farthest / _FARTHEST_CODE)), blocks, axis=0)
+    return np.repeat(
+        as_float32(np.maximum(scale, farthest / (_FARTHEST * greatest_code(bit_width)))), blocks, axis=0
+    )
 
 
 def _per_row(values: RealArray, blocks: int) -> RealArray:

@@ -10,11 +10,13 @@ output value (a column of im2col), `gram` = sum x x^T and `total` = sum x. The r
    each; the last block of a group may stand for fewer columns, and is zero beyond them.
 3. With `cross` the reference model ran beside: x_r is its input at the same positions, `cross` = sum x_r x^T and
    `reference_total` = sum x_r; what refitting the weights to an already rounded prefix needs.
-4. Readers refuse what no input can have produced: wrong lengths, a negative count, a matrix that is negative along
+4. Columns may weigh differently, in whole steps of 1/256: then all contributions to a sum count in these steps.
+5. Readers refuse what no input can have produced: wrong lengths, a negative count, a matrix that is negative along
    some direction.
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +47,7 @@ class SecondMoments:
     Attributes:
         columns: Inputs of one output value within a group, K.
         exponent: Fixes the step; both sides of a merge have the same.
-        count: Columns of im2col that were summed, per group.
+        count: Columns of im2col that were summed, per group; with weights, the sum of these.
         gram: Sum of x x^T, (G, N, B, B): groups, blocks on the diagonal, columns of a block. Full where N is 1.
         total: Sum of x, (G, N, B), in steps of 2^(ceil(exponent / 2) - 24) units of the input.
         cross: Sum of x_reference x^T, as `gram`; None where no reference ran beside.
@@ -94,42 +96,51 @@ class SecondMoments:
         cross, reference_total = (gram, total) if with_cross else (None, None)
         return cls(columns, exponent, 0, gram, total, cross, reference_total)
 
-    def add_columns(self, x: FloatArray, reference: FloatArray | None = None) -> "SecondMoments":
+    def add_columns(
+        self, x: FloatArray, reference: FloatArray | None = None, weights: IntArray | None = None
+    ) -> "SecondMoments":
         """Return the sums with these columns added.
 
         Args:
             x: (G, P, K): for each group, P columns of im2col (`im2col.sample_columns`).
             reference: The reference model's columns at the same positions, likewise; required with, and refused
                 without, cross moments.
+            weights: What each column weighs, (P,), > 0, in steps of 1/256; None counts columns as they are, and
+                must not be mixed with it.
 
         Raises:
             MalformedError: If the shapes do not fit, or a value is not finite or too large for the exponent.
         """
-        if x.ndim != 3 or x.shape[::2] != (self.groups, self.columns) or not np.isfinite(x).all():
-            raise MalformedError(
-                f"columns of shape {x.shape} must be finite and ({self.groups}, P, {self.columns})"
-            )
+        added = self._sums(x, reference, weights)
+        return added if self.count == 0 and not self.gram.any() else self.merge(added)
+
+    def _sums(self, x: FloatArray, reference: FloatArray | None, weights: IntArray | None) -> "SecondMoments":
+        """Return the sums over these columns alone."""
+        if x.ndim != 3 or x.shape[::2] != (self.groups, self.columns):
+            raise MalformedError(f"columns of shape {x.shape} must be ({self.groups}, P, {self.columns})")
+        if weights is not None and (weights.shape != x.shape[1:2] or bool((weights <= 0).any())):
+            raise MalformedError(f"{weights.shape} weights for {x.shape[1]} columns; all must be positive")
         if (reference is None) != (self.cross is None) or (
             reference is not None and reference.shape != x.shape
         ):
             raise MalformedError("cross moments take a reference of the shape of x, plain ones take none")
-        blocks = self._blocked(x)
+        roots = None if weights is None else np.sqrt(weights)[:, None]
+        count = x.shape[1] if weights is None else int(weights.sum())
+        blocks = self._blocked(x, roots)
         added = replace(
             self,
-            count=x.shape[1],
+            count=count,
             gram=self._in_steps(np.swapaxes(blocks, 2, 3) @ blocks, self.exponent),
-            total=self._in_steps(blocks.sum(2), self._total_exponent),
+            total=self._in_steps(_over_columns(blocks, roots), self._total_exponent),
         )
-        if reference is not None:
-            reference_blocks = self._blocked(reference)
-            if not np.isfinite(reference).all():
-                raise MalformedError("columns of the reference must be finite")
-            added = replace(
-                added,
-                cross=self._in_steps(np.swapaxes(reference_blocks, 2, 3) @ blocks, self.exponent),
-                reference_total=self._in_steps(reference_blocks.sum(2), self._total_exponent),
-            )
-        return self.merge(added)
+        if reference is None:
+            return added
+        others = self._blocked(reference, roots)
+        return replace(
+            added,
+            cross=self._in_steps(np.swapaxes(others, 2, 3) @ blocks, self.exponent),
+            reference_total=self._in_steps(_over_columns(others, roots), self._total_exponent),
+        )
 
     def merge(self, other: "SecondMoments") -> "SecondMoments":
         """Return the sums over both sides' columns.
@@ -199,27 +210,45 @@ class SecondMoments:
         """Return the mean of x_reference x^T, (G, N, B, B): C / count."""
         return self._per_column(_present(self.cross), self.exponent)
 
-    def check_plausible(self, reference: "SecondMoments", limit: float = 64.0) -> None:
+    def energy(self) -> float:
+        """Return the mean square of a column, summed over columns, blocks and groups: the trace of H / count."""
+        return float(self._diagonal().sum() * self._step(self.exponent) / max(self.count, 1))
+
+    def largest_mean_square(self) -> float:
+        """Return the largest mean square of one column: what `exponent_for` takes."""
+        return float(self._diagonal().max() * self._step(self.exponent) / max(self.count, 1))
+
+    def check_plausible(self, usual_energy: float, limit: float = 4.0) -> None:
         """Refuse a contribution with far more energy than the lab's, which would drown all others.
 
         Args:
-            reference: The lab's moments of the same layer.
-            limit: Greatest ratio of mean squares, summed over the columns of the layer.
+            usual_energy: `energy` of the lab's moments of the same layer.
+            limit: Greatest ratio to it that passes.
 
         Raises:
-            MalformedError: If the mean square, or a cross moment, is above `limit` times the reference's.
+            MalformedError: If the energy is above `limit` times the usual, or cross moments are larger than a
+                reference with that much energy can have (by the inequality of Cauchy and Schwarz).
         """
-        energy, usual = (float(np.einsum("gnbb->", m.mean_square())) for m in (self, reference))
-        if self.cross is not None and self.cross.size:
-            energy = max(energy, float(np.abs(self.cross_mean_square()).max()))
-        if energy > limit * usual:
+        energy, bound = self.energy(), limit * usual_energy
+        if energy > bound:
             raise MalformedError(
-                f"second moments with {energy:.3g} of energy, the lab's have {usual:.3g}; at most {limit:g} times pass"
+                f"an energy of {energy:.3g}, the lab's is {usual_energy:.3g}; at most {limit:g} times pass"
             )
+        if self.cross is None or self.reference_total is None:
+            return
+        step, bound = self._step(self.exponent), bound * (1 + _NEGATIVE_TOLERANCE)
+        mean_squares = (
+            self._diagonal() * (step / max(self.count, 1)) + step
+        )  # what rounding to steps may hide
+        largest = np.maximum(self.cross.max(2), -self.cross.min(2)) * (step / max(self.count, 1))
+        if (largest > np.sqrt(bound * mean_squares) + step).any():
+            raise MalformedError("cross moments larger than any plausible reference's")
+        if (np.square(self.reference_mean()) > bound + step).any():
+            raise MalformedError("a mean of the reference beyond any plausible one")
 
     def to_array(self) -> IntArray:
         """Return every field as one int64 vector; a symmetric matrix travels as its upper triangle."""
-        rows, cols = np.triu_indices(self.block)
+        rows, cols = _upper_triangle(self.block)
         header = [
             self.groups,
             self.columns,
@@ -259,31 +288,61 @@ class SecondMoments:
 
     __hash__ = None  # type: ignore[assignment]  # holds arrays
 
-    def _per_column(self, sums: IntArray, exponent: int) -> NDArray[np.float64]:
-        return np.asarray(sums * (2.0 ** (exponent - FRACTION_BITS) / max(self.count, 1)), np.float64)
+    def _diagonal(self) -> NDArray[np.float64]:
+        """Return the sums of squares, (G, N, B), as floats: their own sum may leave int64."""
+        return np.asarray(np.einsum("gnbb->gnb", self.gram), np.float64)
 
-    def _blocked(self, x: FloatArray) -> NDArray[np.float64]:
-        """Return (G, P, K) as float64 (G, N, P, B), zero beyond the last column."""
+    def _per_column(self, sums: IntArray, exponent: int) -> NDArray[np.float64]:
+        return np.asarray(sums * (self._step(exponent) / max(self.count, 1)), np.float64)
+
+    @staticmethod
+    def _step(exponent: int) -> float:
+        return 2.0 ** (exponent - FRACTION_BITS)
+
+    def _blocked(self, x: FloatArray, roots: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        """Return (G, P, K) as float64 (G, N, P, B), zero beyond the last column, times the roots of weights (P, 1)."""
         groups, samples, columns = x.shape
         blocks = self.gram.shape[1]
-        padded = np.zeros((groups, samples, blocks * self.block))
-        padded[..., :columns] = x
-        return np.asarray(np.moveaxis(padded.reshape(groups, samples, blocks, self.block), 2, 1), np.float64)
+        if blocks == 1:
+            spread = np.asarray(x, np.float64)[:, None]
+        else:
+            padded = np.zeros((groups, samples, blocks * self.block))
+            padded[..., :columns] = x
+            spread = np.moveaxis(padded.reshape(groups, samples, blocks, self.block), 2, 1)
+        return np.asarray(spread if roots is None else spread * roots, np.float64)
 
     @property
     def _total_exponent(self) -> int:
         return -(-self.exponent // 2)
 
     def _in_steps(self, sums: NDArray[np.float64], exponent: int) -> IntArray:
-        steps = np.rint(np.ldexp(sums, FRACTION_BITS - exponent))
-        if np.any(np.abs(steps) > MAX_MAGNITUDE):
-            raise MalformedError(f"inputs too large for second moments with exponent {self.exponent}")
+        with np.errstate(over="ignore", invalid="ignore"):
+            steps = sums * 2.0 ** (FRACTION_BITS - exponent)  # a power of two: exact
+        np.rint(steps, out=steps)
+        if steps.size and not (
+            steps.max() <= MAX_MAGNITUDE and steps.min() >= -MAX_MAGNITUDE
+        ):  # NaN compares false
+            raise MalformedError(
+                f"columns that are not finite, or too large for second moments with exponent {self.exponent}"
+            )
         return steps.astype(np.int64)
 
 
 def exponent_for(mean_square: float) -> int:
     """Return the exponent of the least power of two >= a layer's largest mean square in the lab (0 for none)."""
     return int(np.clip(np.ceil(np.log2(mean_square)), -126, 127)) if mean_square > 0 else 0
+
+
+def _over_columns(blocks: NDArray[np.float64], roots: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """Return the sum over columns of (G, N, P, B), which are multiplied by `roots` (P, 1) once already."""
+    return np.asarray(blocks.sum(2) if roots is None else (blocks * roots).sum(2), np.float64)
+
+
+@lru_cache(maxsize=4)
+def _upper_triangle(size: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return rows and columns of the upper triangle; cached, as a fleet's replies are all of a few sizes."""
+    rows, cols = np.triu_indices(size)
+    return rows, cols
 
 
 def _present(sums: IntArray | None) -> IntArray:
@@ -303,7 +362,7 @@ def _added(a: IntArray, b: IntArray) -> IntArray:
 
 
 def _read_body(shape: SecondMoments, body: IntArray, count: int) -> SecondMoments:
-    rows, cols = np.triu_indices(shape.block)
+    rows, cols = _upper_triangle(shape.block)
     sizes = [shape.total.size // shape.block * rows.size, shape.total.size]
     sizes += [shape.gram.size, shape.total.size] if shape.cross is not None else []
     if int(body.min()) < -MAX_MAGNITUDE or int(body.max()) > MAX_MAGNITUDE:
@@ -326,8 +385,10 @@ def _check_possible(moments: SecondMoments) -> None:
         moments.count == 0 and (moments.gram.any() or moments.total.any())
     ):
         raise MalformedError("second moments of columns that are not there")
+    if moments.count == 0:
+        return
     covariance = moments.covariance()
-    scale = np.trace(moments.mean_square(), axis1=2, axis2=3) / moments.block
+    scale = moments._diagonal().mean(2) * (moments._step(moments.exponent) / moments.count)  # noqa: SLF001
     slack = _NEGATIVE_TOLERANCE * scale + 2.0 ** (moments.exponent - FRACTION_BITS)
     covariance[..., np.arange(moments.block), np.arange(moments.block)] += slack[..., None]
     try:

@@ -17,10 +17,10 @@ from flwr.serverapp import Grid, ServerApp
 
 from quantization.errors import ConfigurationError, QuantFleetError
 from server.blob_store import BlobStore
-from server.class_tuner import RoundMoved, StepDone
 from server.registry import Registry
 from server.settings import ServerSettings
 from server.tuner import GenerationReport, run_generation
+from server.tuning import RoundMoved, StepDone
 from strategies.rounds import SYSTEM_CLOCK, Clock
 
 MODEL_GROUP = "quantfleet.models"

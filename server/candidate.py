@@ -1,7 +1,10 @@
 """From a policy to an artifact in the blob store, and from there to what a device still lacks."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
 
 from quantization.artifact import Artifact, Manifest, build_artifact
 from quantization.blob import content_digest
@@ -9,8 +12,11 @@ from quantization.compile import channels_file as compile_channels
 from quantization.compile import compile_inference
 from quantization.compile_observation import compile_observation
 from quantization.device_class import DeviceClass
+from quantization.draft import Draft
 from quantization.errors import ConfigurationError
 from quantization.graph import GraphPlan, analyze
+from quantization.layer_codes import RoundedWeights, from_bytes
+from quantization.layer_weights import NOTHING_ROUNDED, channels_content, stored_layers, weight_files
 from quantization.moments import ChannelReference
 from quantization.policy import Policy
 from server.folded import Blobs, read, write
@@ -25,11 +31,13 @@ class PlannedModel:
         digest: SHA-256 of `content`, hex.
         content: The ONNX bytes.
         plan: Its layers and sites.
+        draft: Its nodes and tensors.
     """
 
     digest: str
     content: bytes
     plan: GraphPlan
+    draft: Draft
 
     @classmethod
     def of(cls, canonical: bytes) -> "PlannedModel":
@@ -38,7 +46,8 @@ class PlannedModel:
         Args:
             canonical: As `quantization.graph.canonicalize` returns it.
         """
-        return cls(content_digest(canonical), canonical, analyze(canonical))
+        draft = Draft.from_model(onnx.load_model_from_string(canonical))
+        return cls(content_digest(canonical), canonical, analyze(canonical), draft)
 
     @classmethod
     def load(cls, digest: str, blobs: Blobs) -> "PlannedModel":
@@ -47,11 +56,21 @@ class PlannedModel:
 
 
 def compile_artifact(
-    model: PlannedModel, policy: Policy, references: Mapping[str, ChannelReference]
+    model: PlannedModel,
+    policy: Policy,
+    references: Mapping[str, ChannelReference],
+    rounded: RoundedWeights = NOTHING_ROUNDED,
 ) -> Artifact:
-    """Return the artifact of a policy; the same inputs give the same bytes."""
-    inference = compile_inference(model.content, model.plan, policy)
-    observation = compile_observation(model.content, model.plan, policy, references)
+    """Return the artifact of a policy; the same inputs give the same bytes.
+
+    Args:
+        model: The float model.
+        policy: What to compile.
+        references: The lab's moments by layer.
+        rounded: What the policy's `weights_digest` names: `load_weights`.
+    """
+    inference = compile_inference(model.content, model.plan, policy, rounded)
+    observation = compile_observation(model.content, model.plan, policy, references, rounded)
     return build_artifact(inference, observation, policy, model.plan)
 
 
@@ -72,6 +91,46 @@ def check_budget(artifact: Artifact, device_class: DeviceClass) -> None:
 def channels_file(model: PlannedModel, policy: Policy) -> bytes:
     """Return the decoded content of the file `channels` for a policy's corrections."""
     return compile_channels(model.content, model.plan, policy).tobytes()
+
+
+def load_weights(policy: Policy, blobs: Blobs) -> RoundedWeights:
+    """Return the rounded weights that a policy names."""
+    return from_bytes(read(blobs, policy.weights_digest)) if policy.weights_digest else NOTHING_ROUNDED
+
+
+def weight_contents(
+    model: PlannedModel, policy: Policy, rounded: RoundedWeights = NOTHING_ROUNDED
+) -> dict[str, bytes]:
+    """Return the decoded content of every file that weights and corrections decide, by location."""
+    stored = stored_layers(model.draft, model.plan, policy, rounded)
+    files = weight_files(stored, model.plan) | {"channels": channels_content(stored, model.plan, policy)}
+    return {location: np.ascontiguousarray(array).tobytes() for location, array in files.items()}
+
+
+def overrides_of(contents: Mapping[str, bytes], manifest: Manifest) -> dict[str, bytes]:
+    """Return the contents that an artifact has not, or has otherwise: what makes it run as they say."""
+    held = {ref.location: ref.digest for ref in manifest.stages[0].files}
+    return {at: content for at, content in contents.items() if held.get(at) != content_digest(content)}
+
+
+def candidate_overrides(
+    model: PlannedModel, policy: Policy, base: Policy, manifest: Manifest, blobs: Blobs
+) -> dict[str, bytes]:
+    """Return what makes the base's artifact observe a candidate's corrections and weights.
+
+    The types of an artifact's files are fixed: layers that only one of them keeps in float are observed as the base
+    stores them, or with 8 bits, which is as near as its graph can come.
+
+    Args:
+        model: The float model.
+        policy: The candidate's.
+        base: The base's.
+        manifest: Of the base.
+        blobs: Have the candidate's weights.
+    """
+    observed = replace(policy, float_layers=base.float_layers)
+    weights = {n: w for n, w in load_weights(policy, blobs).items() if n not in base.float_layers}
+    return overrides_of(weight_contents(model, observed, weights), manifest)
 
 
 def store_artifact(blobs: Blobs, artifact: Artifact) -> str:

@@ -5,17 +5,21 @@ histograms and channel moments in the int64 form in which they travel, reference
 statistics give equal bytes.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 import numpy as np
 
 from quantization.arrays import AnyArray
-from quantization.blob import content_digest, decode_blob_content, encode_blob
+from quantization.blob import COMPRESSION_LEVEL, content_digest, decode_blob_content, encode_blob
 from quantization.histogram import DyadicHistogram
 from quantization.moments import ChannelMoments, ChannelReference
 from quantization.npz_content import pack_arrays, unpack_arrays
+from quantization.second_moments import SecondMoments
+
+_FAST_LEVEL = 1  # of zstd: second moments are large and hardly compress
 
 
 class Blobs(Protocol):
@@ -32,16 +36,31 @@ class Blobs(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class LabInput:
+    """How large a layer's input is in the lab: what the field's second moments are counted in, and compared with.
+
+    Attributes:
+        exponent: Of the moments' steps, `second_moments.exponent_for`.
+        energy: Mean square of a column of im2col, summed over the layer's columns and groups.
+    """
+
+    exponent: int
+    energy: float
+
+
+@dataclass(frozen=True, slots=True)
 class LabStatistics:
     """What the lab measured of a model.
 
     Attributes:
         references: By layer: the moments that the field is compared with.
         histograms: By site.
+        inputs: By layer; empty where a version without it measured.
     """
 
     references: Mapping[str, ChannelReference]
     histograms: Mapping[str, DyadicHistogram]
+    inputs: Mapping[str, LabInput] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """Return the blob."""
@@ -49,6 +68,8 @@ class LabStatistics:
         for name, reference in self.references.items():
             arrays[f"reference/{name}"] = np.stack([reference.mean, reference.std])
             arrays[f"count/{name}"] = np.array(reference.count, np.int64)
+        for name, seen in self.inputs.items():
+            arrays[f"input/{name}"] = np.array([seen.exponent, seen.energy], np.float64)
         return pack_arrays(arrays)
 
     @classmethod
@@ -64,7 +85,8 @@ class LabStatistics:
             name: ChannelReference(array[0], array[1], int(counts[name]))
             for name, array in groups.get("reference", {}).items()
         }
-        return cls(references, _histograms(groups))
+        inputs = {name: LabInput(int(a[0]), float(a[1])) for name, a in groups.get("input", {}).items()}
+        return cls(references, _histograms(groups), inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +147,40 @@ class FieldRanges:
         return cls(_histograms(groups), _moments(groups, "candidate"))
 
 
-def write(blobs: Blobs, content: bytes) -> str:
-    """Store `content` under its SHA-256 and return that, hex."""
+def write(blobs: Blobs, content: bytes, *, level: int = COMPRESSION_LEVEL) -> str:
+    """Store `content` under its SHA-256 and return that, hex.
+
+    Args:
+        blobs: The store.
+        content: At most 256 MiB.
+        level: Of zstd; a low one for what is large and never leaves the server.
+    """
     digest = content_digest(content)
     if not blobs.has(digest):
-        blobs.put(digest, encode_blob(content))
+        blobs.put(digest, encode_blob(content, level=level))
     return digest
+
+
+def write_inputs(blobs: Blobs, moments: Mapping[str, SecondMoments]) -> str:
+    """Store merged second moments, a blob for each layer, and return the digest of their index."""
+    digests = {
+        name: write(blobs, of_layer.to_array().tobytes(), level=_FAST_LEVEL)
+        for name, of_layer in moments.items()
+    }
+    return write(blobs, json.dumps(digests).encode())
+
+
+def read_inputs(blobs: Blobs, digest: str) -> dict[str, SecondMoments]:
+    """Return what `write_inputs` stored.
+
+    Raises:
+        MalformedError: A blob is something else.
+    """
+    index: dict[str, str] = json.loads(read(blobs, digest))
+    return {
+        name: SecondMoments.from_array(np.frombuffer(read(blobs, of_layer), np.int64))
+        for name, of_layer in index.items()
+    }
 
 
 def read(blobs: Blobs, digest: str) -> bytes:

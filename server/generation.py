@@ -20,6 +20,9 @@ class Step(StrEnum):
 
     STARTED = "started"
     MOMENTS = "moments"
+    INPUTS = "inputs"
+    PROBES = "probes"
+    WEIGHTS = "weights"
     RANGES = "ranges"
     PROPOSED = "proposed"
     ASSESSED = "assessed"
@@ -33,6 +36,9 @@ class Event(StrEnum):
     """What happened to a generation."""
 
     MOMENTS_FOLDED = "moments_folded"
+    INPUTS_FOLDED = "inputs_folded"
+    PROBES_FOLDED = "probes_folded"
+    WEIGHTS_CHOSEN = "weights_chosen"
     RANGES_FOLDED = "ranges_folded"
     CANDIDATE_COMPILED = "candidate_compiled"
     NOTHING_CHANGED = "nothing_changed"
@@ -47,6 +53,10 @@ NEXT_STEP: dict[tuple[Step, Event], Step] = {
     (Step.STARTED, Event.LAB_CALIBRATED): Step.PUBLISHED,  # generation 0: the lab's own calibration
     (Step.STARTED, Event.MOMENTS_FOLDED): Step.MOMENTS,
     (Step.MOMENTS, Event.RANGES_FOLDED): Step.RANGES,
+    (Step.MOMENTS, Event.INPUTS_FOLDED): Step.INPUTS,  # precision is asked for
+    (Step.INPUTS, Event.PROBES_FOLDED): Step.PROBES,
+    (Step.PROBES, Event.WEIGHTS_CHOSEN): Step.WEIGHTS,
+    (Step.WEIGHTS, Event.RANGES_FOLDED): Step.RANGES,
     (Step.RANGES, Event.CANDIDATE_COMPILED): Step.PROPOSED,
     (Step.RANGES, Event.NOTHING_CHANGED): Step.UNCHANGED,
     (Step.PROPOSED, Event.ASSESSMENT_FOLDED): Step.ASSESSED,
@@ -54,6 +64,9 @@ NEXT_STEP: dict[tuple[Step, Event], Step] = {
     (Step.ASSESSED, Event.JUDGED_WORSE): Step.REJECTED,
     (Step.STARTED, Event.GAVE_UP): Step.FAILED,
     (Step.MOMENTS, Event.GAVE_UP): Step.FAILED,
+    (Step.INPUTS, Event.GAVE_UP): Step.FAILED,
+    (Step.PROBES, Event.GAVE_UP): Step.FAILED,
+    (Step.WEIGHTS, Event.GAVE_UP): Step.FAILED,
     (Step.RANGES, Event.GAVE_UP): Step.FAILED,
     (Step.PROPOSED, Event.GAVE_UP): Step.FAILED,
     (Step.ASSESSED, Event.GAVE_UP): Step.FAILED,
@@ -91,6 +104,10 @@ class Generation:
         step: Where it stands.
         settings: The run's settings as JSON, for the record.
         moments_digest: Blob with the merged channel moments; empty before step `moments`.
+        inputs_digest: Blob with the merged second moments of layers' inputs; empty before step `inputs`.
+        probes_digest: Blob with what devices measured in probes; empty before step `probes`.
+        weights: The weights that were chosen as JSON (digest, bit-widths, float layers); empty before step `weights`.
+        precision: What allocating brought, as `server.precision_record` writes it; empty before step `weights`.
         ranges_digest: Blob with the merged histograms; empty before step `ranges`.
         policy: The policy as JSON; empty before step `proposed`.
         manifest_digest: Blob with the artifact's manifest; empty before step `proposed`.
@@ -111,6 +128,10 @@ class Generation:
     step: Step = Step.STARTED
     settings: str = "{}"
     moments_digest: str = ""
+    inputs_digest: str = ""
+    probes_digest: str = ""
+    weights: str = ""
+    precision: str = ""
     ranges_digest: str = ""
     policy: str = ""
     manifest_digest: str = ""

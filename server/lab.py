@@ -16,22 +16,29 @@ from quantization.artifact import Artifact
 from quantization.calibration import MeanSquaredError, RangeMethod
 from quantization.compile import CompiledGraph
 from quantization.compile_observation import compile_observation
+from quantization.compile_taps import compile_taps, input_layout
 from quantization.device_class import DeviceClass
 from quantization.draft import first_line
 from quantization.errors import ConfigurationError, InvalidDataError, UnsupportedModelError
 from quantization.graph import GraphPlan, Layer, canonicalize
+from quantization.im2col import sample_columns
+from quantization.input_observation import COLUMNS_PER_BATCH
 from quantization.moments import ChannelReference
-from quantization.observation import RunFunction, observe_ranges
+from quantization.observation import RunFunction, batches, observe_ranges
 from quantization.policy import Policy
+from quantization.second_moments import exponent_for
 from server.candidate import PlannedModel, check_budget, compile_artifact, store_artifact
 from server.entries import Lab, Model
-from server.folded import Blobs, LabStatistics, write
+from server.folded import Blobs, LabInput, LabStatistics, write
 from server.generation import Event, Generation, Step
 from server.ranges import choose_ranges
 from server.registry import Registry
 
 BATCH_SIZE = 32
 """Lab inputs in one inference: as many as a device takes."""
+
+LAB_INPUTS = 256
+"""Lab inputs by which the size of layers' inputs is measured: it says what to count in, no more."""
 
 ProgressFunction = Callable[[int, int], None]
 """Told how many of how many inputs were measured."""
@@ -139,7 +146,30 @@ def measure(
         raise InvalidDataError(
             f"tensor {unseen} has no finite value on the lab's inputs; check their scale and the model's weights"
         )
-    return LabStatistics(references, histograms)
+    return LabStatistics(references, histograms, measure_inputs(model, graphs.plain, inputs[:LAB_INPUTS]))
+
+
+def measure_inputs(model: PlannedModel, plain: CompiledGraph, inputs: FloatArray) -> dict[str, LabInput]:
+    """Return how large the input of every layer is.
+
+    Args:
+        model: The model.
+        plain: Its plain observation graph, whose files are used.
+        inputs: Shape (N, ...), float32; a few hundred are enough.
+    """
+    run = open_session(CompiledGraph(compile_taps(model.content, model.plan), plain.files))
+    layout = input_layout(model.content, model.plan)
+    squares: dict[str, FloatArray] = {}
+    counts: dict[str, int] = {}
+    for batch in batches(inputs, BATCH_SIZE):
+        tensors = {**run(batch), model.plan.input_name: batch}
+        for layer in layout:
+            columns = sample_columns(tensors[layer.tensor], layer.window, COLUMNS_PER_BATCH)
+            total = np.square(columns, dtype=np.float64).sum(1)
+            squares[layer.name] = squares.get(layer.name, 0.0) + total
+            counts[layer.name] = counts.get(layer.name, 0) + columns.shape[1]
+    means = {name: square / counts[name] for name, square in squares.items()}
+    return {name: LabInput(exponent_for(float(m.max())), float(m.sum())) for name, m in means.items()}
 
 
 def open_session(graph: CompiledGraph) -> RunFunction:

@@ -11,7 +11,10 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
+from quantization.calibration_recipe import DEFAULT_RECIPE, CalibrationRecipe
 from quantization.errors import ConfigurationError
+from server.calibration_settings import recipe_from_run_config
+from server.precision_settings import PrecisionSettings
 from strategies.rounds import RoundSettings
 
 ConfigValue = str | int | float | bool
@@ -66,6 +69,10 @@ class ServerSettings:
         cohort: Which devices are asked.
         rounds: When a round is over; its keys are `quorum-fraction`, `deadline-seconds`, `poll-seconds`,
             `push-batch` and `pull-batch`.
+        calibration: Which inputs weigh more, and which augmented copies join them; its keys are `calibration-strategy`,
+            `hard-sample-weight` and `calibration-augmentations`.
+        precision: Budget of the weights; None to leave their bit-widths as they are. Its keys are those of
+            `server.precision_settings`; a goal of 0 is none.
     """
 
     home: str = DEFAULT_HOME
@@ -79,6 +86,8 @@ class ServerSettings:
     fixed_grids: bool = False
     cohort: CohortSettings = field(default_factory=CohortSettings)
     rounds: RoundSettings = field(default_factory=RoundSettings)
+    calibration: CalibrationRecipe = field(default_factory=lambda: DEFAULT_RECIPE)
+    precision: PrecisionSettings | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no run can do."""
@@ -99,6 +108,10 @@ class ServerSettings:
         """The blob store to open, as fsspec reads it."""
         return self.blob_folder or str(Path(self.home).expanduser() / "blobs")
 
+    def augmentation_seed(self, generation: int) -> int:
+        """Return the seed of the augmented copies in a generation; 0 where there are none."""
+        return generation if self.calibration.augmentations else 0
+
     @classmethod
     def from_run_config(cls, config: Mapping[str, ConfigValue]) -> Self:
         """Return the settings in a Flower run configuration; keys of other parts are left to them.
@@ -108,13 +121,23 @@ class ServerSettings:
         """
         cohort = CohortSettings(**_parsed(CohortSettings, config))
         rounds = RoundSettings(**_parsed(RoundSettings, config))
-        return cls(**_parsed(cls, config), cohort=cohort, rounds=rounds)
+        calibration = recipe_from_run_config(config)
+        precision = PrecisionSettings.from_run_config(config)
+        return cls(
+            **_parsed(cls, config), cohort=cohort, rounds=rounds, calibration=calibration, precision=precision
+        )
 
 
 def to_json(settings: ServerSettings) -> str:
     """Return what of the settings decides a generation's course as JSON, for the record."""
-    cohort, rounds = asdict(settings.cohort), asdict(settings.rounds)
-    return json.dumps({"batch_size": settings.batch_size, "cohort": cohort, "rounds": rounds}, sort_keys=True)
+    record = {
+        "batch_size": settings.batch_size,
+        "calibration": str(settings.calibration),
+        "precision": None if settings.precision is None else settings.precision.to_options(),
+        "cohort": asdict(settings.cohort),
+        "rounds": asdict(settings.rounds),
+    }
+    return json.dumps(record, sort_keys=True)
 
 
 def _parsed(kind: type, config: Mapping[str, ConfigValue]) -> dict[str, Any]:

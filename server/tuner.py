@@ -7,12 +7,13 @@ from flwr.serverapp import Grid
 
 from quantization.errors import NotFoundError, RoundFailedError
 from server.candidate import PlannedModel
-from server.class_tuner import ClassTuner, EventFunction, RoundMoved, StepDone
+from server.class_tuner import tune_class
 from server.cohort import by_class
 from server.folded import Blobs
 from server.generation import Generation, Step
 from server.registry import Registry
 from server.settings import ServerSettings
+from server.tuning import EventFunction, RoundMoved, StepDone, Tuning
 from strategies.hello_round import hello, wait_for_nodes
 from strategies.rounds import SYSTEM_CLOCK, Clock
 
@@ -65,23 +66,58 @@ def run_generation(
         on_event: Told of every step, and of replies as they come.
 
     Raises:
+        ConfigurationError: Inputs are to be augmented in a way that the model's input does not allow.
         NotFoundError: The registry has no such model, or it was prepared for none of the classes that are there.
         RoundFailedError: No device is there, too few said hello, or every class failed.
         IllegalTransitionError: Another run tunes one of the classes now.
     """
+    met = meet(grid, registry, blobs, settings, clock=clock, on_event=on_event)
+    generations = {name: tune_class(tuning) for name, tuning in met.tunings.items()}
+    _check_any_succeeded(generations, met.unprepared, settings.model_name)
+    return GenerationReport(met.model_digest, met.nodes, met.devices, generations, met.unprepared)
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Who is there.
+
+    Attributes:
+        model_digest: The model that is to be tuned.
+        nodes: Devices that were there.
+        devices: Devices that said hello.
+        tunings: What to tune each class with, by its name.
+        unprepared: Devices of classes that the model was not prepared for, by the class's name.
+    """
+
+    model_digest: str
+    nodes: int
+    devices: int
+    tunings: Mapping[str, Tuning]
+    unprepared: Mapping[str, int]
+
+
+def meet(
+    grid: Grid,
+    registry: Registry,
+    blobs: Blobs,
+    settings: ServerSettings,
+    *,
+    clock: Clock = SYSTEM_CLOCK,
+    on_event: EventFunction = lambda _: None,
+) -> Meeting:
+    """Return who said hello, by device class; arguments and errors are those of `run_generation`."""
     model = PlannedModel.load(registry.model(settings.model_name).digest, blobs)
     cohort, rounds = settings.cohort, settings.rounds
     nodes = wait_for_nodes(grid, cohort.expected_nodes, cohort.wait_seconds, clock=clock)
     devices = hello(grid, nodes, rounds, clock=clock).value
     groups = by_class(devices)
     prepared = {device_class.name for device_class in registry.device_classes(model.digest)}
-    generations = {}
-    for name in sorted(groups.keys() & prepared):
-        tuner = ClassTuner(grid, registry, blobs, settings, clock, model, name, groups[name], on_event)
-        generations[name] = tuner.tune()
+    tunings = {
+        name: Tuning(grid, registry, blobs, settings, clock, model, name, groups[name], on_event)
+        for name in sorted(groups.keys() & prepared)
+    }
     unprepared = {name: len(group) for name, group in groups.items() if name not in prepared}
-    _check_any_succeeded(generations, unprepared, settings.model_name)
-    return GenerationReport(model.digest, len(nodes), len(devices), generations, unprepared)
+    return Meeting(model.digest, len(nodes), len(devices), tunings, unprepared)
 
 
 def _check_any_succeeded(

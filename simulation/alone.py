@@ -47,7 +47,9 @@ def tuned_alone(
         if seen.count > 0
     }
     corrected = replace(policy, corrections=corrections)
-    observer = Observer(manifest, blobs.get, channels_file(model, corrected), batch_size=batch_size)
+    observer = Observer(
+        manifest, blobs.get, {"channels": channels_file(model, corrected)}, batch_size=batch_size
+    )
     histograms = observer.ranges(inputs).histograms
     method = method_from_name(policy.range_method)
     ranges = choose_ranges(model.plan, histograms, method, policy.ranges)

@@ -2,30 +2,34 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from client.app import app as client_app
 from client.observer import Observer
 from quantization.arrays import FloatArray
+from quantization.augmentation import require_augmentations
 from quantization.calibration import Range
 from quantization.policy import Policy
 from quantization.renormalization import LayerDrift, layer_drift
 from server.blob_store import BlobStore
-from server.candidate import load_manifest
+from server.candidate import PlannedModel, candidate_overrides, load_manifest
 from server.folded import FieldRanges, read
 from server.generation import Generation
 from server.lab import PreparedModel
+from server.precision_record import PrecisionRecord
 from server.registry import Registry
 from server.settings import CohortSettings, ServerSettings
-from simulation.device import FLEET, DeviceStates, register_fleet
+from simulation.device import FLEET, DeviceStates, forget_fleet, register_fleet
 from simulation.evaluation import accuracy, artifact_model, predictions
 from simulation.faults import random_faults
 from simulation.fleet import Fleet
 from simulation.lab import prepare_task
 from simulation.measured_grid import MeasuredGrid
-from simulation.pooled import channels_of, pooled_ranges
+from simulation.pooled import pooled_ranges
 from simulation.scenario import Scenario
 from strategies.records import PHASE_RANGES
 from strategies.rounds import RoundSettings
@@ -73,6 +77,7 @@ class Bench:
             on_measured: Told how the lab's calibration goes on.
         """
         inputs = fleet.test_inputs(is_drifted=True)  # refuses a drift that is not for these rows
+        require_augmentations(scenario.calibration.parsed, inputs.shape[1:])
         blobs = BlobStore(folder / "server")
         states = DeviceStates(folder / "devices")
         classes = tuple({c.name: c for c in fleet.settings.device_classes}.values())
@@ -101,8 +106,26 @@ class Bench:
             model_name=fleet.task.name,
             cohort=CohortSettings(expected_nodes=scenario.devices, seed=scenario.seed),
             rounds=RoundSettings(poll_seconds=POLL_SECONDS),
+            calibration=scenario.calibration,
+            precision=scenario.precision,
         )
         return cls(scenario, fleet, name, registry, blobs, prepared, grid, settings, inputs)
+
+    @classmethod
+    @contextmanager
+    def opened(
+        cls, scenario: Scenario, fleet: Fleet, on_measured: MeasuredFunction | None = None
+    ) -> Iterator["Bench"]:
+        """Yield a bench in a folder of its own; nothing is left behind."""
+        with (
+            tempfile.TemporaryDirectory(prefix="quantfleet-") as folder,
+            Registry.open(f"sqlite:///{folder}/registry.db") as registry,
+        ):
+            bench = cls.set_up(scenario, fleet, registry, Path(folder), on_measured)
+            try:
+                yield bench
+            finally:
+                forget_fleet(bench.fleet_name)
 
     def serving(self) -> dict[str, Generation]:
         """Return the published generation of each class."""
@@ -129,6 +152,19 @@ class Bench:
         exact = Observer(manifest, self.blobs.get, threads=2).logits(rows).argmax(axis=-1)
         return float((predictions(artifact_model(manifest, self.blobs), rows) == exact).mean())
 
+    def precision(self, served: Generation) -> PrecisionRecord | None:
+        """Return how the weights that a published generation runs were chosen; None where they never were."""
+        policy = Policy.from_json_bytes(served.policy.encode())
+        if not policy.weights_digest:
+            return None
+        for generation in reversed(self.registry.generations(served.model_digest, served.device_class)):
+            if (
+                generation.weights
+                and json.loads(generation.weights)["weights_digest"] == policy.weights_digest
+            ):
+                return PrecisionRecord.from_json(generation.precision)
+        return None
+
     def residual_drift(self, generation: Generation) -> dict[str, LayerDrift]:
         """Return how far the candidate's moments lay from the lab's, by layer."""
         if not generation.ranges_digest:
@@ -149,7 +185,9 @@ class Bench:
             generation if generation.policy else base
         )  # nothing to change: the base is what was asked for
         policy = Policy.from_json_bytes(served.policy.encode())
+        base_policy = Policy.from_json_bytes(base.policy.encode())
         base_manifest = load_manifest(self.blobs, base.manifest_digest)
+        model = PlannedModel.load(generation.model_digest, self.blobs)
         members = [
             position
             for position in sorted(self.grid.traffic.observed[PHASE_RANGES])
@@ -160,10 +198,13 @@ class Bench:
             base_manifest,
             self.blobs,
             (self.fleet.inputs(position) for position in members),
-            channels=channels_of(load_manifest(self.blobs, served.manifest_digest), self.blobs),
+            overrides=candidate_overrides(model, policy, base_policy, base_manifest, self.blobs),
             policy=policy,
-            previous=Policy.from_json_bytes(base.policy.encode()).ranges,
+            previous=base_policy.ranges,
             batch_size=self.settings.batch_size,
+            recipe=self.settings.calibration,
+            labels=(self.fleet.labels(position) for position in members),
+            seed=self.settings.augmentation_seed(generation.number),
         )
         return pooled == dict(policy.ranges)
 

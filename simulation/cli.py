@@ -1,4 +1,4 @@
-"""The command `quantfleet-sim`: runs an experiment, and lists what there is to run.
+"""The command `quantfleet-sim`: runs an experiment or a study of precision, and lists what there is to run.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 refused or failed, 2 wrong usage or
 bad input, 130 interrupted. What takes long to import is imported by the command that needs it.
@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
@@ -18,8 +19,24 @@ from typing import Annotated
 import typer
 
 from quantization.errors import ConfigurationError, MalformedError, QuantFleetError, UnsupportedModelError
+from simulation.cli_options import (
+    AsJson,
+    FloatLayer,
+    LatencyBudget,
+    MaxDrop,
+    ReadScenario,
+    RoundingRounds,
+    SizeRatio,
+    TrainRounds,
+    Verbose,
+    WeightBits,
+    with_fleet_options,
+)
+from simulation.progress import ProgressFunction
+from simulation.report_folder import REPORT, STUDIES, ReportFiles, prepare_folder
 from simulation.result import ExperimentResult
-from simulation.scenario import Scenario, read_scenario
+from simulation.scenario import Scenario
+from simulation.study_result import DEFAULT_POINTS, MAX_POINTS, MIN_POINTS, require_points
 from simulation.summary import printable
 
 _BAD_INPUT = (ConfigurationError, UnsupportedModelError, MalformedError)
@@ -54,84 +71,65 @@ def main(
 
 
 @app.command()
+@with_fleet_options
 def run(
+    read: ReadScenario,
     *,
-    scenario: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="Read settings; options win over it.")
-    ] = None,
-    task: Annotated[
-        str | None, typer.Option(help="Built-in task: `quantfleet-sim tasks`. (default: digits)")
-    ] = None,
-    model: Annotated[
-        Path | None, typer.Option(metavar="FILE.onnx", help="Your own float model, with --data.")
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(metavar="FILE.npz", help="Its data: x, and y, device, split if any.")
-    ] = None,
-    devices: Annotated[int | None, typer.Option(help="Size of the fleet. (default: 50)")] = None,
     generations: Annotated[int | None, typer.Option(help="Most generations to tune. (default: 2)")] = None,
-    drift: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=SEVERITY", help="What the field does; repeat. `quantfleet-sim drifts`."),
-    ] = None,
-    labelled: Annotated[
-        float | None, typer.Option(help="Fraction of devices with labels. (default: 0.1)")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of splits, devices, drifts and faults. (default: 0)")
-    ] = None,
-    partition: Annotated[
-        str | None, typer.Option(help="auto, owner, iid, classes:K or dirichlet:ALPHA. (default: auto)")
-    ] = None,
-    dropout: Annotated[
-        float | None, typer.Option(help="Fraction of devices that fail in a round. (default: 0)")
-    ] = None,
-    stragglers: Annotated[
-        float | None, typer.Option(help="Fraction that answers too late. (default: 0)")
-    ] = None,
-    device_class: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Kind of hardware; repeat to mix. (default: x86-vnni)"),
-    ] = None,
-    range_method: Annotated[
-        str | None,
-        typer.Option(help="minmax, mse, kl, percentile:F, moving_average:METHOD:M. (default: mse)"),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write report.html, plots and result.json there.")
-    ] = None,
-    cache_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep trained models there.")] = None,
+    size_ratio: SizeRatio = None,
+    max_drop: MaxDrop = None,
+    weight_bits: WeightBits = None,
+    latency_budget: LatencyBudget = None,
+    rounding_rounds: RoundingRounds = None,
+    train_rounds: TrainRounds = None,
+    float_layer: FloatLayer = None,
     check_pooled: Annotated[
         bool | None,
         typer.Option("--check-pooled/--no-check-pooled", help="Compare with pooled data, bit for bit."),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of a table.")
-    ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Log to stderr.")] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run one experiment: calibrate in the lab, drift, tune from the fleet's statistics, and measure."""
     with _exit_codes():
-        settings = read_scenario(
-            scenario,
-            task=task,
-            model=model,
-            data=data,
-            devices=devices,
+        settings = read(
             generations=generations,
-            drifts=drift,
-            labelled=labelled,
-            seed=seed,
-            partition=partition,
-            dropout=dropout,
-            stragglers=stragglers,
-            device_classes=device_class,
-            range_method=range_method,
-            out=out,
-            cache_dir=cache_dir,
             check_pooled=check_pooled,
+            precision={
+                "size-ratio": size_ratio,
+                "max-drop": max_drop,
+                "weight-bits": weight_bits,
+                "latency-budget": latency_budget,
+                "rounding-rounds": rounding_rounds,
+                "train-rounds": train_rounds,
+                "float-layer": float_layer,
+            },
         )
         _report(settings, _run(settings, is_verbose=verbose), as_json=as_json)
+
+
+@app.command()
+@with_fleet_options
+def pareto(
+    read: ReadScenario,
+    *,
+    points: Annotated[
+        int, typer.Option(metavar="N", help=f"Models to build and measure, {MIN_POINTS} to {MAX_POINTS}.")
+    ] = DEFAULT_POINTS,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure what size costs: models of many sizes, from the fleet's statistics, and what each gets right."""
+    with _exit_codes():
+        _study("pareto", read(), points, as_json=as_json, is_verbose=verbose)
+
+
+@app.command()
+@with_fleet_options
+def sensitivity(read: ReadScenario, *, as_json: AsJson = False, verbose: Verbose = False) -> None:
+    """Measure which layers hurt when they get fewer bits, by the fleet's probes."""
+    with _exit_codes():
+        _study("sensitivity", read(), 0, as_json=as_json, is_verbose=verbose)
 
 
 @app.command()
@@ -165,19 +163,8 @@ def drifts() -> None:
 
 
 def _run(scenario: Scenario, *, is_verbose: bool) -> ExperimentResult:
-    """Run the experiment; whatever libraries print meanwhile goes to stderr."""
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-    from simulation.logs import configure_logs
-    from simulation.progress import show_progress
-
-    configure_logs(is_verbose=is_verbose)
-    if scenario.out is not None:
-        from simulation.report_folder import prepare_folder
-
-        prepare_folder(scenario.out)
-    with contextlib.redirect_stdout(sys.stderr), show_progress(is_verbose=is_verbose) as on_progress:
-        on_progress(0.0, "starting")
+    """Run the experiment."""
+    with _working(scenario, REPORT, is_verbose=is_verbose) as on_progress:
         from simulation.experiment import run_experiment
 
         return run_experiment(scenario, on_progress)
@@ -194,7 +181,51 @@ def _report(scenario: Scenario, result: ExperimentResult, *, as_json: bool) -> N
     if scenario.out is not None:
         from simulation.report import write_report
 
-        typer.echo(f"report: {printable(str(write_report(result, scenario, scenario.out)))}", err=True)
+        _tell_where(write_report(result, scenario, scenario.out))
+
+
+def _study(name: str, scenario: Scenario, points: int, *, as_json: bool, is_verbose: bool) -> None:
+    """Run a study, print its table or object, then write its page, picture and result."""
+    require_points(name, points)
+    scenario = replace(scenario, precision=None)  # a study has goals of its own
+    with _working(scenario, STUDIES[name], is_verbose=is_verbose) as on_progress:
+        from simulation.study import run_study
+
+        result = run_study(scenario, on_progress, points=points)
+    if as_json:
+        typer.echo(json.dumps(result.to_json(), allow_nan=False))
+    else:
+        from simulation.study_terminal import PRINTERS
+        from simulation.terminal import stdout_console
+
+        PRINTERS[name](result, stdout_console())
+    if scenario.out is not None:
+        from simulation.study_report import write_study
+
+        command = scenario.to_command(name)
+        if name == "pareto" and points != DEFAULT_POINTS:
+            command += f" --points={points}"
+        _tell_where(write_study(name, result, command, scenario.out))
+
+
+@contextlib.contextmanager
+def _working(scenario: Scenario, files: ReportFiles, *, is_verbose: bool) -> Iterator[ProgressFunction]:
+    """Yield where to report progress; whatever libraries print meanwhile goes to stderr."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    from simulation.logs import configure_logs
+    from simulation.progress import show_progress
+
+    configure_logs(is_verbose=is_verbose)
+    if scenario.out is not None:
+        prepare_folder(scenario.out, files)
+    with contextlib.redirect_stdout(sys.stderr), show_progress(is_verbose=is_verbose) as on_progress:
+        on_progress(0.0, "starting")
+        yield on_progress
+
+
+def _tell_where(page: Path) -> None:
+    typer.echo(f"report: {printable(str(page))}", err=True)
 
 
 @contextlib.contextmanager

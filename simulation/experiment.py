@@ -1,18 +1,14 @@
 """One experiment from start to end: lab, fleet, generations, and what they brought on rows that no device holds."""
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from quantization.errors import ConfigurationError, RoundFailedError
-from server.class_tuner import RoundMoved, StepDone
 from server.generation import Generation, Step
-from server.registry import Registry
 from server.tuner import run_generation
+from server.tuning import RoundMoved, StepDone
 from simulation.bench import Bench, drift_of
-from simulation.device import forget_fleet
 from simulation.evaluation import accuracy, float_model
 from simulation.fleet import Fleet, FleetSettings
 from simulation.measured_grid import Traffic
@@ -46,15 +42,8 @@ def run_experiment(scenario: Scenario, on_progress: ProgressFunction = no_progre
     def measured(done: int, of: int) -> None:
         on_progress(_LOADED + (_PREPARED - _LOADED) * done / of, "calibrating in the lab")
 
-    with (
-        tempfile.TemporaryDirectory(prefix="quantfleet-") as folder,
-        Registry.open(f"sqlite:///{folder}/registry.db") as registry,
-    ):
-        bench = Bench.set_up(scenario, fleet, registry, Path(folder), measured)
-        try:
-            return _Experiment(bench, on_progress).run(started)
-        finally:
-            forget_fleet(bench.fleet_name)
+    with Bench.opened(scenario, fleet, measured) as bench:
+        return _Experiment(bench, on_progress).run(started)
 
 
 def run_on(bench: Bench) -> ExperimentResult:
@@ -114,6 +103,7 @@ class _Experiment:
             lab_ranges=bench.ranges(next(iter(bench.prepared.generations.values()))),
             float_ops=tuple(f"{op.name} ({op.op}): {op.reason}" for op in plan.float_ops),
             layers=tuple(layer.name for layer in plan.layers),
+            precision=bench.precision(next(iter(bench.serving().values()))),
         )
 
     def generation(self, index: int, frozen_accuracy: float | None) -> Mapping[str, Generation]:
@@ -207,6 +197,9 @@ def _failed_after(last: GenerationResult, reason: str) -> GenerationResult:
 _PROGRESS: Mapping[Step, tuple[float, float, str]] = {
     Step.STARTED: (0.0, 0.4, "asking for moments"),
     Step.MOMENTS: (0.4, 0.3, "asking for ranges"),
+    Step.INPUTS: (0.4, 0.1, "probing layers"),
+    Step.PROBES: (0.5, 0.1, "choosing weights"),
+    Step.WEIGHTS: (0.6, 0.1, "asking for ranges"),
     Step.RANGES: (0.7, 0.0, "compiling a candidate"),
     Step.PROPOSED: (0.72, 0.23, "assessing the candidate"),
     Step.ASSESSED: (0.95, 0.0, "judging"),

@@ -1,12 +1,14 @@
 """An in-process grid that keeps count of what a generation costs and of who took part."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from flwr.app import Message
 
 from simulation.grid import FIRST_NODE_ID, InProcessGrid
-from strategies.records import CALIBRATE, PHASE_MOMENTS, PHASE_RANGES, read_phase
+from strategies.records import CALIBRATE, PHASE_MOMENTS, read_phase
 from strategies.wire import content_size_bytes
 
 
@@ -17,15 +19,15 @@ class Traffic:
     Attributes:
         reply_bytes: Content of all replies.
         failed: Positions of devices that answered with an error when asked for moments.
-        observed: Positions of devices that answered about moments, and about ranges, by phase.
+        observed: Positions of devices that answered, by phase of the calibration.
         asked: Positions of devices that were asked, likewise.
         phases: Which phase of a calibration a message is of, by its id.
     """
 
     reply_bytes: int = 0
     failed: set[int] = field(default_factory=set)
-    observed: dict[str, set[int]] = field(default_factory=lambda: {PHASE_MOMENTS: set(), PHASE_RANGES: set()})
-    asked: dict[str, set[int]] = field(default_factory=lambda: {PHASE_MOMENTS: set(), PHASE_RANGES: set()})
+    observed: defaultdict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
+    asked: defaultdict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     phases: dict[str, str] = field(default_factory=dict)
 
     def dropped(self) -> dict[str, int]:
@@ -38,7 +40,10 @@ class Traffic:
 class MeasuredGrid(InProcessGrid):
     """See the module; `traffic` may be replaced at any time to start anew."""
 
-    traffic: Traffic
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - those of `InProcessGrid`
+        """Take the arguments of `InProcessGrid`."""
+        super().__init__(*args, **options)
+        self.traffic = Traffic()
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Note who is asked for what."""

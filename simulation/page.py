@@ -1,13 +1,11 @@
 """The report as one HTML page; see `simulation.report` for its rules."""
 
 import math
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
-from importlib import metadata
+from collections.abc import Mapping
 
-from simulation.page_style import STYLE
-from simulation.report_folder import MARK
+from server.precision_record import PrecisionRecord
+from simulation.page_parts import Card, cards, document, header, plot, run_again, section, table, text
+from simulation.report_folder import RESULT_NAME
 from simulation.result import ExperimentResult, GenerationResult
 from simulation.scenario import Scenario
 from simulation.summary import (
@@ -16,13 +14,10 @@ from simulation.summary import (
     format_clients,
     format_drift,
     format_percent,
-    printable,
+    format_ratio,
     published,
     summarize,
 )
-
-_UNBROKEN = 24  # characters
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 PLOT_TITLES = {
     "accuracy": "Accuracy by generation",
@@ -30,6 +25,10 @@ PLOT_TITLES = {
     "drift": "Drift by layer, before tuning and after",
     "ranges": "Quantized range by site, from the lab and as tuned",
     "sizes": "Bytes stored and sent",
+    "bits": "Bits per layer",
+    "front": "What size costs",
+    "layers": "Which layers hurt",
+    "prediction": "Predicted and measured divergence",
 }
 
 _PLOT_NOTES = {
@@ -40,7 +39,17 @@ _PLOT_NOTES = {
     "drift": "How far the fleet's channel moments lie from the lab's. Only these sums leave a device, never data.",
     "ranges": "Values that the 8-bit codes of each activation span.",
     "sizes": "What rests on a device, and what travels to it and from it.",
+    "bits": "How each layer's weights are stored. Layers that the model's answers depend on get more bits; large layers"
+    " on which they hardly depend get fewer, and pay for the others.",
+    "front": "The least divergence from the model with 8-bit weights that is predicted for each size. Further to the"
+    " left every byte that is saved costs more than the one before it.",
+    "layers": "Devices ran the model with one layer's weights replaced, and reported how far its answers moved. A long"
+    " interval is a layer on which they disagree; a dotted one has no upper end, as one device alone measured it.",
+    "prediction": "A prediction adds up what layers cost one by one; a model has all of them at once. A mark above the"
+    " line is a model that turned out worse than predicted.",
 }
+
+_PLOT_ORDER = ("bits", "front", "layers", "prediction", "drift", "ranges", "sizes")
 
 
 def render_page(result: ExperimentResult, scenario: Scenario, plots: Mapping[str, str]) -> str:
@@ -51,48 +60,32 @@ def render_page(result: ExperimentResult, scenario: Scenario, plots: Mapping[str
         scenario: What was simulated.
         plots: Inline SVG by name of the plot; those that are absent are left out.
     """
-    title = _text(f"{result.task}: {format_drift(result.drift)}")
     has_labels = result.accuracy.frozen is not None
-    sections = [
-        _header(result),
-        _figures(result),
-        _plot("accuracy" if has_labels else "agreement", plots.get("accuracy")),
-        _section("Accuracy", _accuracy_table(result)) if has_labels else "",
-        _section("Generations", _generation_table(result)),
-        *(_plot(name, plots.get(name)) for name in ("drift", "ranges", "sizes")),
-        _section("Devices that dropped out", _dropped(result)),
-        _section("Kept in float", _float_ops(result)),
-        _section("Run it again", _command(result, scenario)),
-    ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="generator" content="{MARK}">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(sections)
-        + "\n</main>\n</body>\n</html>\n"
+    return document(
+        f"{result.task}: {format_drift(result.drift)}",
+        [
+            _header(result),
+            cards(_figures(result)),
+            _plot("accuracy" if has_labels else "agreement", plots.get("accuracy")),
+            section("Accuracy", _accuracy_table(result)) if has_labels else "",
+            section("Generations", _generation_table(result)),
+            *(_plot(name, plots.get(name)) for name in _PLOT_ORDER),
+            section("Devices that dropped out", _dropped(result)),
+            section("Kept in float", _float_ops(result)),
+            run_again(scenario.to_command(), result.wall_seconds, RESULT_NAME),
+        ],
     )
-
-
-def _text(text: str) -> str:
-    """Return text from outside as HTML: escaped, on one line, without control characters."""
-    return escape(printable(text), quote=True)
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{_text(title)}</h2>{content}</section>"
 
 
 def _header(result: ExperimentResult) -> str:
     facts = f"{result.task} · {result.devices:,} devices · {format_drift(result.drift)} · seed {result.seed}"
-    return f'<header><p class="facts">{_text(facts)}</p><h1>{_text(summarize(result))}</h1></header>'
+    return header(facts, summarize(result))
 
 
-def _figures(result: ExperimentResult) -> str:
+def _figures(result: ExperimentResult) -> list[Card]:
     accuracy = result.accuracy
     tuned_size = result.size_bytes.get("tuned", 0)
-    figures = [
+    figures: list[Card] = [
         (
             "before",
             format_percent(accuracy.frozen),
@@ -116,12 +109,15 @@ def _figures(result: ExperimentResult) -> str:
         ),
         ("", *_pooled(result.federated_equals_pooled)),
     ]
-    cards = (
-        f'<div class="figure {kind}"><strong>{_text(value)}</strong><span>{_text(label)}</span>'
-        f"<small>{_text(note)}</small></div>"
-        for kind, value, label, note in figures
-    )
-    return f'<div class="figures">{"".join(cards)}</div>'
+    record = result.precision
+    if record is not None:
+        figures.insert(4, ("after", *_size_card(record)))
+    return figures
+
+
+def _size_card(record: PrecisionRecord) -> tuple[str, str, str]:
+    note = f"{format_bytes(record.weight_bytes)} of {format_bytes(record.fp32_weight_bytes)}"
+    return format_ratio(record.size_ratio), "smaller weights than in fp32", note
 
 
 def _lab_note(share: float | None) -> str:
@@ -147,27 +143,7 @@ def _pooled(is_equal: bool | None) -> tuple[str, str, str]:
 
 
 def _plot(name: str, svg: str | None) -> str:
-    if svg is None:
-        return ""
-    title, note = _text(PLOT_TITLES[name]), _text(_PLOT_NOTES[name])
-    return f'<figure><h2>{title}</h2><p>{note}</p><div class="plot">{svg}</div></figure>'
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table; its first column names the row."""
-    head = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in heads)
-    body = "".join(
-        f'<tr><th scope="row">{_text(first)}</th>{"".join(_cell(cell) for cell in others)}</tr>'
-        for first, *others in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _cell(text: str) -> str:
-    """Return a cell; a short text stays on one line."""
-    if len(text) > _UNBROKEN:
-        return f'<td class="long">{_text(text)}</td>'
-    return f"<td>{_text(text).replace(' ', '&nbsp;')}</td>"
+    return plot(PLOT_TITLES[name], _PLOT_NOTES[name], svg)
 
 
 def _accuracy_table(result: ExperimentResult) -> str:
@@ -178,7 +154,7 @@ def _accuracy_table(result: ExperimentResult) -> str:
         ("int8, tuned", None, accuracy.tuned),
     ]
     cells = [(name, format_percent(lab), format_percent(field)) for name, lab, field in rows]
-    return _table(("", "in the lab (same rows, no drift)", "in the field"), cells)
+    return table(("", "in the lab (same rows, no drift)", "in the field"), cells)
 
 
 def _generation_table(result: ExperimentResult) -> str:
@@ -194,7 +170,7 @@ def _generation_table(result: ExperimentResult) -> str:
         "seconds",
         "why",
     )
-    return _table(heads, (_generation_row(generation) for generation in result.generations))
+    return table(heads, (_generation_row(generation) for generation in result.generations))
 
 
 def _generation_row(generation: GenerationResult) -> tuple[str, ...]:
@@ -221,29 +197,10 @@ def _dropped(result: ExperimentResult) -> str:
     ]
     if not rows:
         return "<p>None: every device that was asked answered in time.</p>"
-    return _table(("", "devices", "reason"), rows)
+    return table(("", "devices", "reason"), rows)
 
 
 def _float_ops(result: ExperimentResult) -> str:
     if not result.float_ops:
         return "<p>Nothing: every operation runs on integers.</p>"
-    return f"<ul>{''.join(f'<li>{_text(operation)}</li>' for operation in result.float_ops)}</ul>"
-
-
-def _command(result: ExperimentResult, scenario: Scenario) -> str:
-    versions = ", ".join(
-        f"{name} {_version(name)}" for name in ("quantfleet", "onnxruntime", "numpy", "flwr")
-    )
-    python = ".".join(str(part) for part in sys.version_info[:3])
-    return (
-        f"<pre>{_text(scenario.to_command())}</pre>"
-        f"<p>{_text(f'{result.wall_seconds:.1f} seconds with {versions} on Python {python}.')}"
-        " The figures behind the plots are in result.json.</p>"
-    )
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
+    return f"<ul>{''.join(f'<li>{text(operation)}</li>' for operation in result.float_ops)}</ul>"

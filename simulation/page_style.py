@@ -25,6 +25,7 @@ h2 { font-size: 18px; line-height: 1.3; font-weight: 600; margin: 0 0 4px; }
 p { margin: 0 0 12px; color: var(--muted); overflow-wrap: anywhere; }
 .facts { margin: 0; font-weight: 500; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); gap: 12px; margin-bottom: 12px; }
+.thirds { grid-template-columns: repeat(auto-fit, minmax(max(180px, 30%), 1fr)); }
 .figure, figure, section {
   background: var(--surface); border: 1px solid var(--grid); border-radius: 10px; padding: 20px 24px; margin: 0;
 }

@@ -11,8 +11,6 @@ from typing import Any
 
 import matplotlib as mpl
 
-from simulation.summary import printable
-
 INK, MUTED, GRID, SURFACE = "#1b1f24", "#5d6673", "#dfe3e8", "#fefefe"
 BEFORE, AFTER, LAB = "#d55e00", "#0072b2", "#8a93a0"
 """Used nowhere else in a figure, so that a page can exchange them for its own (see `simulation.svg`)."""
@@ -59,9 +57,3 @@ def plot_style() -> Iterator[None]:
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield
-
-
-def shorten(name: str, length: int = 34) -> str:
-    """Return a printable name of at most `length` characters; of a longer one the end, which tells names apart."""
-    name = printable(name)
-    return name if len(name) <= length else f"…{name[1 - length :]}"

@@ -6,22 +6,24 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from simulation.plot_style import AFTER, BEFORE, INK, LAB, MUTED, SURFACE, WIDTH, plot_style, shorten
+from simulation.plot_style import AFTER, BEFORE, INK, LAB, MUTED, SURFACE, WIDTH, plot_style
+from simulation.precision_plots import draw_precision
 from simulation.result import ExperimentResult
 from simulation.row_plots import draw_drift, draw_ranges
-from simulation.summary import format_bytes, format_drift, format_percent
+from simulation.summary import format_bytes, format_drift, format_percent, shorten
 
 _MAX_VALUE_LABELS, _MAX_REASONS = 12, 4  # generations, beyond which they would overlap
 
 
 def draw_plots(result: ExperimentResult) -> dict[str, Figure]:
-    """Return the figures that the result has something for: of "accuracy", "drift", "ranges", "sizes"."""
+    """Return the figures that the result has something for, by the names of `simulation.report_folder`."""
     with plot_style():
         drawn = {
             "accuracy": _accuracy(result),
             "drift": draw_drift(result),
             "ranges": draw_ranges(result),
             "sizes": _sizes(result),
+            **draw_precision(result.precision),
         }
         figures = {name: figure for name, figure in drawn.items() if figure is not None}
         for figure in figures.values():
@@ -50,7 +52,7 @@ def _accuracy(result: ExperimentResult) -> Figure | None:
     shown = [share for _, share, _ in known] + [share for share, _, _ in references.values()]
     low, high = _limits(shown)
     axes.set_ylim(low, high)
-    _name_lines(
+    name_lines(
         axes,
         {
             f"{label} {format_percent(share)}": (share, color)
@@ -120,7 +122,7 @@ def _limits(shares: Sequence[float]) -> tuple[float, float]:
     return max(low - air, -0.03), min(high + 1.3 * air, 1.06)
 
 
-def _name_lines(axes: Axes, labels: Mapping[str, tuple[float, str]]) -> None:
+def name_lines(axes: Axes, labels: Mapping[str, tuple[float, str]]) -> None:
     """Write each line's name right of it, pushed apart where lines lie close."""
     low, high = axes.get_ylim()
     gap = 0.065 * (high - low)

@@ -19,20 +19,46 @@ MARK = "quantfleet-sim"
 
 PAGE_NAME = "report.html"
 RESULT_NAME = "result.json"
-PLOT_NAMES = ("accuracy", "drift", "ranges", "sizes")
+PLOT_NAMES = (
+    "accuracy",
+    "drift",
+    "ranges",
+    "sizes",
+    "bits",
+    "front",
+    "layers",
+    "prediction",
+)
 
-_MARKS = {
+ReportFiles = Mapping[str, bytes]
+"""Names of the files that a command writes, and what one of ours holds, by which it is known."""
+
+REPORT: ReportFiles = {
     PAGE_NAME: MARK.encode(),
     RESULT_NAME: b'"federated_equals_pooled"',
     **{f"{name}.png": MARK.encode() for name in PLOT_NAMES},
 }
-"""What a file of ours of that name holds, by which it is known."""
+"""Of `quantfleet-sim run`."""
+
+STUDIES: Mapping[str, ReportFiles] = {
+    name: {
+        f"{name}.html": MARK.encode(),
+        f"{name}.json": b'"fp32_weight_bytes"',
+        f"{name}.png": MARK.encode(),
+    }
+    for name in ("pareto", "sensitivity")
+}
+"""Of `quantfleet-sim pareto` and `quantfleet-sim sensitivity`, by command."""
 
 _MARK_WITHIN_BYTES = 1 << 20
 
 
-def prepare_folder(folder: Path) -> None:
+def prepare_folder(folder: Path, ours: ReportFiles = REPORT) -> None:
     """Make the folder, and make sure that every file of a report can be written there.
+
+    Args:
+        folder: Made if absent.
+        ours: The files of the report.
 
     Raises:
         ConfigurationError: It cannot be made or written to, or holds another program's file of our name.
@@ -41,7 +67,7 @@ def prepare_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-        for name, mark in _MARKS.items():
+        for name, mark in ours.items():
             _require_ours(folder / name, mark)
     except OSError as error:
         raise ConfigurationError(
@@ -49,12 +75,13 @@ def prepare_folder(folder: Path) -> None:
         ) from error
 
 
-def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+def write_files(folder: Path, files: Mapping[str, bytes], ours: ReportFiles = REPORT) -> None:
     """Write files of a report, and remove those of an earlier one that this one lacks.
 
     Args:
         folder: As `prepare_folder` left it.
         files: Content by name.
+        ours: All files that such a report may have.
 
     Raises:
         ConfigurationError: A file cannot be written; those written before it stay.
@@ -62,7 +89,7 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     try:
         for name, content in files.items():
             _write_atomically(folder / name, content)
-        for name in _MARKS.keys() - files.keys():
+        for name in ours.keys() - files.keys():
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise ConfigurationError(

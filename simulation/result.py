@@ -1,5 +1,6 @@
 """What one simulated experiment measured, and its JSON form."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -7,6 +8,7 @@ from typing import Any
 
 from quantization.calibration import Range
 from quantization.renormalization import LayerDrift
+from server.precision_record import PrecisionRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class ExperimentResult:
         lab_ranges: By site, of generation 0.
         float_ops: Operations kept in float, "name (op): reason".
         layers: Layers in graph order.
+        precision: How the weights that serve are stored, and why; None where no precision was asked for.
     """
 
     task: str
@@ -100,6 +103,7 @@ class ExperimentResult:
     lab_ranges: Mapping[str, Range]
     float_ops: tuple[str, ...]
     layers: tuple[str, ...]
+    precision: PrecisionRecord | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `--json` prints."""
@@ -135,6 +139,7 @@ class ExperimentResult:
             "update_bytes": self.update_bytes,
             "federated_equals_pooled": self.federated_equals_pooled,
             "wall_seconds": self.wall_seconds,
+            **_precision_to_json(self.precision),
         }
 
     def to_detailed_json(self) -> dict[str, Any]:
@@ -153,8 +158,30 @@ class ExperimentResult:
                     }
                     for g in self.generations
                 ],
+                "precision": None if self.precision is None else json.loads(self.precision.to_json()),
             }
         }
+
+
+def _precision_to_json(precision: PrecisionRecord | None) -> dict[str, Any]:
+    """Return what `--json` tells of precision: every key, and null where none was asked for."""
+    if precision is None:
+        return dict.fromkeys(_PRECISION_KEYS)
+    figures = {key: getattr(precision, key) for key in _PRECISION_KEYS[2:]}
+    stored_bits = {layer.name: layer.stored_bits for layer in precision.layers}
+    return {"bits": dict(precision.bits), "stored_bits": stored_bits} | figures
+
+
+_PRECISION_KEYS = (
+    "bits",
+    "stored_bits",
+    "size_ratio",
+    "predicted_loss",
+    "measured_loss",
+    "tune_seconds",
+    "weight_bytes",
+    "overhead_bytes",
+)
 
 
 def _ranges_to_json(ranges: Mapping[str, Range]) -> dict[str, list[float]]:

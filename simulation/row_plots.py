@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 
 from quantization.calibration import Range
 from quantization.renormalization import LayerDrift
-from simulation.plot_style import AFTER, BEFORE, GRID, INK, MUTED, WIDTH, shorten
+from simulation.plot_style import AFTER, BEFORE, GRID, INK, MUTED, WIDTH
 from simulation.result import ExperimentResult
-from simulation.summary import published
+from simulation.summary import published, shorten
 
 _ROW = 0.24  # inches a layer or site takes
 _MAX_ROWS_HEIGHT = 24.0  # inches; beyond it only every k-th name is written
@@ -24,7 +24,7 @@ def draw_drift(result: ExperimentResult) -> Figure | None:
     layers = _in_order(result.layers, before, after)
     if not layers:
         return None
-    figure, (left, right) = _row_axes(layers, panels=2)
+    figure, (left, right) = row_axes(layers, panels=2)
     _draw_pairs(left, layers, {n: d.shift for n, d in before.items()}, {n: d.shift for n, d in after.items()})
     _draw_pairs(right, layers, _spreads(before), _spreads(after))
     left.set_title("shift of channel means")
@@ -66,7 +66,7 @@ def draw_ranges(result: ExperimentResult) -> Figure | None:
     sites = _in_order(tuple(result.lab_ranges), result.lab_ranges, tuned)
     if not sites:
         return None
-    figure, (axes,) = _row_axes(sites, panels=1)
+    figure, (axes,) = row_axes(sites, panels=1)
     for shift, ranges, color in ((-0.18, result.lab_ranges, BEFORE), (0.18, tuned, AFTER)):
         rows = [row for row, site in enumerate(sites) if site in ranges]
         lows = [ranges[sites[row]].lo for row in rows]
@@ -93,7 +93,7 @@ def _in_order(order: Sequence[str], *values: Mapping[str, object]) -> list[str]:
     return [name for name in order if name in named] + sorted(named - set(order))
 
 
-def _row_axes(names: Sequence[str], panels: int) -> tuple[Figure, list[Axes]]:
+def row_axes(names: Sequence[str], panels: int) -> tuple[Figure, list[Axes]]:
     """Return a figure with one row per name, the first on top."""
     height = min(_ROW * len(names), _MAX_ROWS_HEIGHT)
     figure = Figure(figsize=(WIDTH, height + 1.2))

@@ -9,25 +9,29 @@ replaces the key of the same name:
 
     [drift]
     contrast = 0.3
+
+    [precision]
+    size-ratio = 10.0
 """
 
-import difflib
 import math
 import shlex
-import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from quantization.calibration import method_from_name
+from quantization.calibration_recipe import DEFAULT_RECIPE, CalibrationRecipe
 from quantization.device_class import DeviceClass
 from quantization.errors import ConfigurationError
+from server import calibration_settings
+from server.precision_settings import PrecisionSettings, replace_options
 from simulation.drift import parse_drifts
+from simulation.scenario_file import read_file
 
 MAX_DEVICES = 1_000_000
 MAX_GENERATIONS = 1_000
-_MAX_FILE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,8 @@ class Scenario:
         stragglers: Fraction of devices that answer too late, 0 to 1.
         device_classes: Names of the hardware kinds in the fleet, dealt out in turn.
         range_method: As `calibration.method_from_name` reads it.
+        precision: What is asked of the weights' precision; None for 8 bits everywhere.
+        calibration: Which inputs weigh more on devices, and which augmented copies join them.
         check_pooled: Also pool all statistics inputs and compare.
         out: Folder for the report and result; None for none.
         cache_dir: Folder that keeps trained models; None for the user's cache folder.
@@ -66,6 +72,8 @@ class Scenario:
     stragglers: float = 0.0
     device_classes: tuple[str, ...] = ("x86-vnni",)
     range_method: str = "mse"
+    precision: PrecisionSettings | None = None
+    calibration: CalibrationRecipe = DEFAULT_RECIPE
     check_pooled: bool = False
     out: Path | None = None
     cache_dir: Path | None = None
@@ -104,38 +112,69 @@ class Scenario:
         if self.task == "":
             raise ConfigurationError("task '' is empty; `quantfleet-sim tasks` lists the names")
 
-    def to_command(self) -> str:
-        """Return the shell command that runs this again: what differs from the defaults, without folders."""
-        words = ["quantfleet-sim", "run"]
+    def to_command(self, command: str = "run") -> str:
+        """Return the shell command that runs this again: what differs from the defaults, without folders.
+
+        Args:
+            command: "run", or a study, which has fewer options.
+        """
+        words = ["quantfleet-sim", command]
         for setting in fields(self):
             value = getattr(self, setting.name)
-            if setting.name in ("out", "cache_dir") or value is None or value == setting.default:
+            is_left_out = setting.name in (_FOLDERS if command == "run" else (*_FOLDERS, *_OF_RUN_ALONE))
+            if is_left_out or value is None or value == setting.default:
                 continue
-            option = f"--{_OPTIONS.get(setting.name, setting.name.replace('_', '-'))}"
-            if value is True:
-                words.append(option)
+            if isinstance(value, PrecisionSettings):
+                for name, chosen in value.to_options().items():
+                    words += _as_typed(name, chosen)
+            elif isinstance(value, CalibrationRecipe):
+                for name, chosen in calibration_settings.recipe_to_options(value).items():
+                    words += _as_typed(_CALIBRATION_OPTIONS[name], chosen)
             else:
-                values = value if isinstance(value, tuple) else (value,)
-                words += [f"{option}={item}" for item in values]
+                words += _as_typed(_OPTIONS.get(setting.name, setting.name.replace("_", "-")), value)
         return shlex.join(words)
 
+
+def _as_typed(option: str, value: object) -> list[str]:
+    """Return the words that give an option: one for each entry of a tuple."""
+    if value is True:
+        return [f"--{option}"]
+    return [f"--{option}={item}" for item in (value if isinstance(value, tuple) else (value,))]
+
+
+_FOLDERS, _OF_RUN_ALONE = ("out", "cache_dir"), ("generations", "precision", "check_pooled")
 
 _OPTIONS = {"drifts": "drift", "device_classes": "device-class"}
 """Fields whose option, given once for each entry, has another name."""
 
+_CALIBRATION_OPTIONS = {
+    calibration_settings.STRATEGY: "calibration",
+    calibration_settings.HARD_SAMPLE_WEIGHT: "hard-sample-weight",
+    calibration_settings.AUGMENTATIONS: "augment",
+}
+"""Options of the settings in the table `calibration`."""
 
-def read_scenario(file: Path | None, **options: Any) -> Scenario:  # noqa: ANN401 - checked by Scenario
+
+def read_scenario(
+    file: Path | None,
+    *,
+    precision: Mapping[str, object] | None = None,
+    calibration: Mapping[str, object] | None = None,
+    **options: Any,  # noqa: ANN401 - checked by Scenario
+) -> Scenario:
     """Return the scenario that a file and options describe; an option wins over the file.
 
     Args:
         file: TOML file; None for the defaults.
+        precision: Options of `server.precision_settings` as typed, by name; None where one was not given.
+        calibration: Options of `server.calibration_settings`, likewise.
         **options: Fields of `Scenario` as typed; None or an empty list where an option was not given.
 
     Raises:
         ConfigurationError: The file cannot be read, or a value cannot be used.
     """
-    settings = _read_file(file) if file is not None else {}
-    given = {name: value for name, value in options.items() if value is not None and value != []}
+    settings = read_file(file) if file is not None else {}
+    typed, recipe, given = (_given(words) for words in (precision or {}, calibration or {}, options))
     if "task" in given:
         settings.pop("model", None)
         settings.pop("data", None)
@@ -144,127 +183,18 @@ def read_scenario(file: Path | None, **options: Any) -> Scenario:  # noqa: ANN40
     merged = settings | {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     if "model" in merged or "data" in merged:
         merged.setdefault("task", None)
+    merged["precision"] = PrecisionSettings.from_options(
+        replace_options(settings.get("precision", {}), typed)
+    )
+    merged["calibration"] = calibration_settings.recipe_from_options(
+        calibration_settings.replace_options(settings.get("calibration", {}), recipe)
+    )
     return Scenario(**merged)
 
 
-def _read_file(file: Path) -> dict[str, Any]:
-    """Return the fields that a TOML file sets; its relative paths start at its folder."""
-    try:
-        with file.open("rb") as stream:
-            content = stream.read(_MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot read scenario {file}: {error.strerror}; check --scenario"
-        ) from error
-    if len(content) > _MAX_FILE_BYTES:
-        raise ConfigurationError(
-            f"scenario {file} is longer than {_MAX_FILE_BYTES} bytes; is it the right file?"
-        )
-    try:
-        document = tomllib.loads(content.decode())
-    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, or a number of thousands of digits
-        raise ConfigurationError(f"scenario {file} is not TOML: {error}; see docs/cli.md") from error
-    except RecursionError as error:
-        raise ConfigurationError(f"scenario {file} is nested too deep; see docs/cli.md") from error
-    return _parse(document, file)
-
-
-def _parse(document: Mapping[str, object], file: Path) -> dict[str, Any]:
-    settings = {}
-    for key, value in document.items():
-        if key not in _KEYS:
-            raise ConfigurationError(f"scenario {file} has an unknown key {key!r}; {_suggest(key)}")
-        field, read = _KEYS[key]
-        try:
-            settings[field] = read(value)
-        except TypeError as error:
-            raise ConfigurationError(f"scenario {file}: {key} must be {error}, not {value!r}") from None
-    for field in ("model", "data", "out", "cache_dir"):
-        if field in settings:
-            settings[field] = file.parent / settings[field]
-    return settings
-
-
-def _suggest(key: str) -> str:
-    """Return the nearest known key in words, or all of them."""
-    near = difflib.get_close_matches(key.replace("_", "-").lower(), _KEYS, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(_KEYS))}"
-
-
-# Readers return the value of a key, or raise TypeError with the type in words.
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError('text in quotes, such as "digits"')
-    return value
-
-
-def _path(value: object) -> Path:
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise TypeError('a path in quotes, such as "model.onnx"')
-    return Path(value).expanduser()
-
-
-def _whole(value: object) -> int:
-    if type(value) is not int:
-        raise TypeError("a whole number")
-    return value
-
-
-def _number(value: object) -> float:
-    if type(value) not in (int, float):
-        raise TypeError("a number")
-    return float(value)  # type: ignore[arg-type]  # int or float, see above
-
-
-def _flag(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError("true or false")
-    return value
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise TypeError('a list of texts, such as ["x86-vnni", "arm"]')
-    return tuple(value)
-
-
-def _drifts(value: object) -> tuple[str, ...]:
-    """Return drifts as they are typed, from a table of severities or a list of "NAME=SEVERITY"."""
-    if isinstance(value, list):
-        return _texts(value)
-    if not isinstance(value, dict):
-        raise TypeError("a table of severities, such as { contrast = 0.3 }")
-    return tuple(f"{name}={_severity(severity)}" for name, severity in value.items())
-
-
-def _severity(value: object) -> str:
-    if isinstance(value, list) and value and all(type(item) in (int, float) for item in value):
-        return ",".join(repr(item) for item in value)
-    if type(value) not in (int, float):
-        raise TypeError("a table whose severities are numbers or lists of numbers")
-    return repr(value)
-
-
-_KEYS: dict[str, tuple[str, Callable[[object], Any]]] = {
-    "task": ("task", _text),
-    "model": ("model", _path),
-    "data": ("data", _path),
-    "devices": ("devices", _whole),
-    "generations": ("generations", _whole),
-    "drift": ("drifts", _drifts),
-    "labelled": ("labelled", _number),
-    "seed": ("seed", _whole),
-    "partition": ("partition", _text),
-    "dropout": ("dropout", _number),
-    "stragglers": ("stragglers", _number),
-    "device-class": ("device_classes", _texts),
-    "range-method": ("range_method", _text),
-    "check-pooled": ("check_pooled", _flag),
-    "out": ("out", _path),
-    "cache-dir": ("cache_dir", _path),
-}
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that were typed."""
+    return {name: value for name, value in options.items() if value is not None and value != []}
 
 
 def _require_count(name: str, value: int, least: int, most: int) -> None:

@@ -5,11 +5,14 @@ units of 1,000 bytes.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 
+from server.precision_record import PrecisionRecord
 from simulation.result import ExperimentResult, GenerationResult
 
 UNKNOWN = "\N{EN DASH}"
+_MAX_WIDTHS = 64
 _UNITS = ("bytes", "KB", "MB", "GB")
 
 
@@ -24,6 +27,22 @@ def format_bytes(size_bytes: int) -> str:
     while size >= 999.95 and unit < len(_UNITS) - 1:
         size, unit = size / 1000, unit + 1
     return f"{size:.1f} {_UNITS[unit]}" if unit else f"{size_bytes} {_UNITS[0]}"
+
+
+def format_nats(loss: float | None) -> str:
+    """Return "0.0123 nats", or a dash for None."""
+    return UNKNOWN if loss is None or math.isnan(loss) else f"{loss:.3g} nats"
+
+
+def format_ratio(ratio: float) -> str:
+    """Return "10.1x", with the sign of multiplication."""
+    return f"{ratio:.1f}\N{MULTIPLICATION SIGN}"
+
+
+def format_points(points: float) -> str:
+    """Return "-0.4 points", with a true minus sign; "0.0 points" for what rounds to nothing."""
+    rounded = round(points, 1) + 0.0
+    return f"{rounded:+.1f} points".replace("-", "\N{MINUS SIGN}") if rounded else "0.0 points"
 
 
 def format_severity(severity: float | tuple[float, ...]) -> str:
@@ -53,11 +72,45 @@ def format_clients(generation: GenerationResult) -> str:
     return f"{generation.clients} ({', '.join(dropped)})" if dropped else str(generation.clients)
 
 
+def format_bits(precision: PrecisionRecord) -> str:
+    """Return "8 4 3 3 fp16" in the order of the graph; of very many layers, how many have each width."""
+    widths = [
+        str(layer.bit_width) if layer.storage == "int8" else layer.storage for layer in precision.layers
+    ]
+    if len(widths) <= _MAX_WIDTHS:
+        return " ".join(widths)
+    counts = Counter(widths)
+    order = sorted(counts, key=lambda width: (not width.isdigit(), width))
+    return ", ".join(f"{width} in {counts[width]:,}" for width in order)
+
+
+def describe_precision(precision: PrecisionRecord) -> tuple[str, str]:
+    """Return how small the weights are and at what price, and the bits of all layers, as two sentences."""
+    measured = ""
+    if precision.measured_loss is not None:
+        measured = f", measured {format_nats(precision.measured_loss)}"
+    sizes = (
+        f"{format_bytes(precision.weight_bytes)} of {format_bytes(precision.fp32_weight_bytes)},"
+        f" and {format_bytes(precision.overhead_bytes)} of manifest and skeleton"
+    )
+    first = (
+        f"Weights are {format_ratio(precision.size_ratio)} smaller than in fp32: {sizes}; predicted divergence"
+        f" {format_nats(precision.predicted_loss)}{measured}; tuned in {precision.tune_seconds:.1f} s."
+    )
+    return first, f"Bits by layer: {format_bits(precision)}."
+
+
 def printable(text: str) -> str:
     """Return `text` on one line, with every character that could steer a terminal replaced."""
     return "".join(
         c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text
     )
+
+
+def shorten(name: str, length: int = 34) -> str:
+    """Return a printable name of at most `length` characters; of a longer one the end, which tells names apart."""
+    name = printable(name)
+    return name if len(name) <= length else f"…{name[1 - length :]}"
 
 
 def published(result: ExperimentResult) -> tuple[GenerationResult, ...]:
@@ -72,7 +125,14 @@ def summarize(result: ExperimentResult) -> str:
         return f"{_unlabelled(result)}."
     lab = result.accuracy.lab_frozen if result.drift else None
     cost = None if lab is None else _tenths(lab - frozen)
-    return f"{_cost(result, frozen, cost)}; {_gain(result, _tenths(tuned - frozen), cost)}."
+    gain = _gain(result, _tenths(tuned - frozen), cost)
+    return f"{_cost(result, frozen, cost)}; {gain}{_smaller(result)}."
+
+
+def _smaller(result: ExperimentResult) -> str:
+    if result.precision is None or not published(result):
+        return ""
+    return f", with weights {format_ratio(result.precision.size_ratio)} smaller than in fp32"
 
 
 def _tenths(difference: float) -> int:

@@ -10,6 +10,7 @@ from rich.text import Text
 from simulation.result import ExperimentResult, GenerationResult
 from simulation.summary import (
     UNKNOWN,
+    describe_precision,
     format_bytes,
     format_clients,
     format_drift,
@@ -101,6 +102,8 @@ def _size(size_bytes: int | None) -> str:
 
 def _notes(result: ExperimentResult) -> list[str]:
     notes = []
+    if result.precision is not None:
+        notes += [printable(sentence) for sentence in describe_precision(result.precision)]
     if result.float_ops:
         notes.append(printable(f"Kept in float: {'; '.join(result.float_ops)}."))
     if result.federated_equals_pooled is not None:

@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from flwr.app import Message, RecordDict
-from flwr.serverapp import Grid
 
 from quantization.histogram import DyadicHistogram
 from quantization.moments import ChannelMoments
 from strategies.histogram_sum import HistogramSum
-from strategies.messages import Delivery, DeviceHello, MomentsRequest, RangesRequest
+from strategies.messages import DeviceHello, MomentsRequest, RangesRequest
 from strategies.moment_sum import MomentSum
 from strategies.records import (
     CALIBRATE,
@@ -27,19 +26,7 @@ from strategies.records import (
     read_moments,
     read_sample_count,
 )
-from strategies.rounds import (
-    DEFAULT_SETTINGS,
-    SYSTEM_CLOCK,
-    Clock,
-    ProgressFunction,
-    RoundOutcome,
-    RoundSettings,
-    messages_to,
-    run_round,
-)
-
-DeliverFunction = Callable[[str], Delivery]
-"""The digest of the manifest that a device holds, to what it needs to have the current artifact."""
+from strategies.rounds import RoundContext, RoundOutcome, messages_to
 
 Request = TypeVar("Request", MomentsRequest, RangesRequest)
 
@@ -75,53 +62,33 @@ class RangesResult:
 
 
 def calibrate_moments(
-    grid: Grid,
-    cohort: Sequence[DeviceHello],
-    request: MomentsRequest,
-    settings: RoundSettings = DEFAULT_SETTINGS,
-    *,
-    deliver: DeliverFunction | None = None,
-    clock: Clock = SYSTEM_CLOCK,
-    on_progress: ProgressFunction | None = None,
+    context: RoundContext, cohort: Sequence[DeviceHello], request: MomentsRequest
 ) -> RoundOutcome[MomentsResult]:
     """Return the merged channel moments of the cohort.
 
     Args:
-        grid: Flower's way to the devices.
+        context: Where the round runs.
         cohort: The devices to ask.
-        request: What to ask; its artifact goes to every device, unless `deliver` chooses.
-        settings: Quorum, deadline and batch sizes.
-        deliver: What a device needs that holds another manifest; called once per manifest held.
-        clock: Time that the deadline is measured in.
-        on_progress: Called after every batch of replies.
+        request: What to ask.
 
     Raises:
         RoundFailedError: If fewer than the quorum answered.
     """
     fold = MomentsFold(request)
-    messages = _messages(cohort, request, encode_moments_request, deliver)
-    outcome = run_round(grid, messages, MomentsFold.add, fold, settings, clock=clock, on_progress=on_progress)
-    return outcome.with_value(fold.result())
+    messages = _messages(context, cohort, request, encode_moments_request)
+    return context.run(messages, MomentsFold.add, fold).with_value(fold.result())
 
 
 def calibrate_ranges(
-    grid: Grid,
-    cohort: Sequence[DeviceHello],
-    request: RangesRequest,
-    settings: RoundSettings = DEFAULT_SETTINGS,
-    *,
-    deliver: DeliverFunction | None = None,
-    clock: Clock = SYSTEM_CLOCK,
-    on_progress: ProgressFunction | None = None,
+    context: RoundContext, cohort: Sequence[DeviceHello], request: RangesRequest
 ) -> RoundOutcome[RangesResult]:
-    """Return the merged histograms of the cohort, and its moments under the candidate's corrections.
+    """Return the merged histograms of the cohort, and its moments with the candidate's corrections and weights.
 
     Arguments and errors are those of `calibrate_moments`.
     """
     fold = RangesFold(request)
-    messages = _messages(cohort, request, encode_ranges_request, deliver)
-    outcome = run_round(grid, messages, RangesFold.add, fold, settings, clock=clock, on_progress=on_progress)
-    return outcome.with_value(fold.result())
+    messages = _messages(context, cohort, request, encode_ranges_request)
+    return context.run(messages, RangesFold.add, fold).with_value(fold.result())
 
 
 def messages_by_manifest(
@@ -142,13 +109,13 @@ def messages_by_manifest(
 
 
 def _messages(
+    context: RoundContext,
     cohort: Sequence[DeviceHello],
     request: Request,
     encode: Callable[[Request], RecordDict],
-    deliver: DeliverFunction | None,
 ) -> Iterator[Message]:
     def content(digest: str) -> RecordDict:
-        return encode(request if deliver is None else replace(request, artifact=deliver(digest)))
+        return encode(replace(request, artifact=context.artifact_for(digest, request.artifact)))
 
     return messages_by_manifest(cohort, content, CALIBRATE)
 

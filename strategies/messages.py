@@ -7,9 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 
+from quantization.calibration_recipe import DEFAULT_RECIPE, CalibrationRecipe
 from quantization.errors import ConfigurationError
 from quantization.fixed_grid import FixedGrid
 from quantization.moments import MAX_CHANNELS
+
+
+Overrides = Mapping[str, bytes]
+"""Decoded content by location, in the place of the artifact's files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,30 +91,39 @@ class MomentsRequest:
         artifact: The current generation.
         layers: Whose moments.
         batch_size: Samples per batch on the device.
+        recipe: Which inputs weigh more, and which augmented copies join them.
+        seed: Of the copies.
     """
 
     artifact: Delivery
     layers: LayerLayout
     batch_size: int = 32
+    recipe: CalibrationRecipe = DEFAULT_RECIPE
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class RangesRequest:
-    """Asks for the histograms of all sites, and the moments, of the model with candidate corrections.
+    """Asks for the histograms of all sites, and the moments, of the model with the candidate's corrections and weights.
 
     Attributes:
         artifact: The current generation.
         layers: Whose moments.
         sites: Whose histograms.
-        channels: Decoded bytes of the candidate's `channels` file; None to keep the artifact's own.
+        overrides: What the candidate has in the place of the artifact's files: its channels, and its weights where
+            they were chosen anew.
         batch_size: Samples per batch on the device.
+        recipe: Which inputs weigh more, and which augmented copies join them.
+        seed: Of the copies.
     """
 
     artifact: Delivery
     layers: LayerLayout
     sites: SiteLayout
-    channels: bytes | None = None
+    overrides: Overrides = field(default_factory=dict)
     batch_size: int = 32
+    recipe: CalibrationRecipe = DEFAULT_RECIPE
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

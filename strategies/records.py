@@ -17,6 +17,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from quantization.arrays import AnyArray, IntArray
 from quantization.assessment import AssessmentCounts
+from quantization.calibration_recipe import DEFAULT_RECIPE, CalibrationRecipe
 from quantization.errors import ConfigurationError, MalformedError
 from quantization.fixed_grid import FixedGrid
 from quantization.histogram import DyadicHistogram
@@ -31,6 +32,7 @@ from strategies.messages import (
     SiteLayout,
 )
 from strategies.moment_sum import pack_moments, vector_size
+from strategies.overrides import override_locations, override_records, read_overrides
 from strategies.packed_histograms import (
     MAX_FREE_LENGTH,
     SHIFTS,
@@ -56,10 +58,14 @@ from strategies.wire import (
 HELLO = "query.hello"
 CALIBRATE = "query.calibrate"
 ASSESS = "query.assess"
+PROBE = "query.probe"
 """Types of message; the part behind the dot is the action a ClientApp registers."""
 
 PHASE_MOMENTS = "moments"
 PHASE_RANGES = "ranges"
+PHASE_INPUTS = "inputs"
+PHASE_PROFILE = "profile"
+PHASES = (PHASE_MOMENTS, PHASE_RANGES, PHASE_INPUTS, PHASE_PROFILE)
 
 MAX_NAMES = 1 << 14
 MAX_NAME_LENGTH = 512
@@ -68,6 +74,8 @@ MAX_BLOB_BYTES = (256 << 20) + 8
 MAX_BATCH = 1 << 16
 MAX_SAMPLES = 1 << 40
 MAX_CAPABILITIES = 64
+MAX_RECIPE_LENGTH = 512
+MAX_SEED = (1 << 63) - 1
 
 _UNSIGNED = ("uint16", "uint32")
 
@@ -82,13 +90,14 @@ _STATISTICS = "statistics"
 
 _PHASE = "phase"
 _BATCH_SIZE = "batch_size"
+_RECIPE = "calibration"
+_SEED = "calibration_seed"
 _LAYERS = "layers"
 _SITES = "sites"
 _HAS_GRIDS = "has_grids"
-_HAS_CHANNELS = "has_channels"
+_HAS_OVERRIDES = "has_overrides"
 _CHANNEL_COUNTS = "channel_counts"
 _GRIDS = "grids"
-_CHANNELS = "channels"
 _SAMPLE_COUNT = "sample_count"
 _HAS_LABELS = "has_labels"
 _DEVICE_CLASS = "device_class"
@@ -156,15 +165,15 @@ def read_phase(content: RecordDict) -> str:
         MalformedError: If it is none that this version knows.
     """
     phase = read_text(config_record(content, _SETTINGS), _PHASE, 32)
-    if phase not in (PHASE_MOMENTS, PHASE_RANGES):
+    if phase not in PHASES:
         raise MalformedError(f"unknown calibration phase {phase!r}; update the device's software")
     return phase
 
 
 def encode_moments_request(request: MomentsRequest) -> RecordDict:
     """Return the content of a calibrate message of phase "moments"."""
-    settings = _settings(PHASE_MOMENTS, request.batch_size, request.layers)
-    records = _delivery_records(request.artifact, _MANIFEST, _BLOBS)
+    settings = _settings(PHASE_MOMENTS, request)
+    records = delivery_records(request.artifact, _MANIFEST, _BLOBS)
     return RecordDict({_SETTINGS: settings, _LAYOUT: _layout_record(request.layers, None), **records})
 
 
@@ -175,20 +184,24 @@ def decode_moments_request(content: RecordDict) -> MomentsRequest:
         MalformedError: If anything is missing, of another type, or beyond its bounds.
     """
     return MomentsRequest(
-        _read_delivery(content, _MANIFEST, _BLOBS), _read_layers(content), _read_batch_size(content)
+        read_delivery(content, _MANIFEST, _BLOBS),
+        _read_layers(content),
+        read_batch_size(content),
+        *read_recipe(content),
     )
 
 
 def encode_ranges_request(request: RangesRequest) -> RecordDict:
     """Return the content of a calibrate message of phase "ranges"."""
-    settings = _settings(PHASE_RANGES, request.batch_size, request.layers)
+    settings = _settings(PHASE_RANGES, request)
     settings[_SITES] = list(request.sites.names)
     settings[_HAS_GRIDS] = request.sites.grids is not None
-    settings[_HAS_CHANNELS] = request.channels is not None
-    records = _delivery_records(request.artifact, _MANIFEST, _BLOBS)
+    settings[_HAS_OVERRIDES] = bool(request.overrides)
+    records = delivery_records(request.artifact, _MANIFEST, _BLOBS)
     layout = _layout_record(request.layers, request.sites.grids)
-    if request.channels is not None:
-        layout[_CHANNELS] = encode_bytes(request.channels)
+    if request.overrides:
+        settings.update(override_locations([request.overrides]))
+        records |= override_records([request.overrides])
     return RecordDict({_SETTINGS: settings, _LAYOUT: layout, **records})
 
 
@@ -201,21 +214,24 @@ def decode_ranges_request(content: RecordDict) -> RangesRequest:
     settings, layout = config_record(content, _SETTINGS), array_record(content, _LAYOUT)
     names = read_texts(settings, _SITES, MAX_NAMES, MAX_NAME_LENGTH)
     grids = _read_grids(layout, len(names)) if read_bool(settings, _HAS_GRIDS) else None
-    has_channels = read_bool(settings, _HAS_CHANNELS)
+    delivery, overrides = read_delivery(content, _MANIFEST, _BLOBS), {}
+    if read_bool(settings, _HAS_OVERRIDES):
+        (overrides,) = read_overrides(content, settings, delivery.manifest, 1)
     return RangesRequest(
-        _read_delivery(content, _MANIFEST, _BLOBS),
+        delivery,
         _read_layers(content),
         SiteLayout(names, grids),
-        decode_bytes(layout.get(_CHANNELS), _CHANNELS, MAX_BLOB_BYTES) if has_channels else None,
-        _read_batch_size(content),
+        overrides,
+        read_batch_size(content),
+        *read_recipe(content),
     )
 
 
 def encode_assess_request(request: AssessRequest) -> RecordDict:
     """Return the content of an assess message."""
     settings = ConfigRecord({_BATCH_SIZE: request.batch_size})
-    records = _delivery_records(request.artifact, _MANIFEST, _BLOBS)
-    records |= _delivery_records(request.candidate, _CANDIDATE_MANIFEST, _CANDIDATE_BLOBS)
+    records = delivery_records(request.artifact, _MANIFEST, _BLOBS)
+    records |= delivery_records(request.candidate, _CANDIDATE_MANIFEST, _CANDIDATE_BLOBS)
     return RecordDict({_SETTINGS: settings, **records})
 
 
@@ -226,9 +242,9 @@ def decode_assess_request(content: RecordDict) -> AssessRequest:
         MalformedError: If anything is missing, of another type, or beyond its bounds.
     """
     return AssessRequest(
-        _read_delivery(content, _MANIFEST, _BLOBS),
-        _read_delivery(content, _CANDIDATE_MANIFEST, _CANDIDATE_BLOBS),
-        _read_batch_size(content),
+        read_delivery(content, _MANIFEST, _BLOBS),
+        read_delivery(content, _CANDIDATE_MANIFEST, _CANDIDATE_BLOBS),
+        read_batch_size(content),
     )
 
 
@@ -337,8 +353,18 @@ def _statistics(settings: Mapping[str, int], vectors: Mapping[str, AnyArray]) ->
     return RecordDict({_SETTINGS: ConfigRecord(dict(settings)), _STATISTICS: arrays})
 
 
-def _settings(phase: str, batch_size: int, layers: LayerLayout) -> ConfigRecord:
-    return ConfigRecord({_PHASE: phase, _BATCH_SIZE: batch_size, _LAYERS: list(layers.names)})
+def _settings(phase: str, request: MomentsRequest | RangesRequest) -> ConfigRecord:
+    settings = ConfigRecord(
+        {_PHASE: phase, _BATCH_SIZE: request.batch_size, _LAYERS: list(request.layers.names)}
+    )
+    settings.update(recipe_settings(request.recipe, request.seed))
+    return settings
+
+
+def recipe_settings(recipe: CalibrationRecipe, seed: int) -> dict[str, str | int]:
+    """Return the settings that say a recipe and the seed of its copies; none for the defaults."""
+    settings: dict[str, str | int] = {} if recipe == DEFAULT_RECIPE else {_RECIPE: str(recipe)}
+    return settings | ({_SEED: seed} if seed else {})
 
 
 def _layout_record(layers: LayerLayout, grids: Iterable[FixedGrid] | None) -> ArrayRecord:
@@ -349,7 +375,10 @@ def _layout_record(layers: LayerLayout, grids: Iterable[FixedGrid] | None) -> Ar
     return ArrayRecord(arrays)
 
 
-def _delivery_records(delivery: Delivery, manifest_key: str, blobs_key: str) -> dict[str, ArrayRecord]:
+def delivery_records(
+    delivery: Delivery, manifest_key: str = _MANIFEST, blobs_key: str = _BLOBS
+) -> dict[str, ArrayRecord]:
+    """Return the records of an artifact in a request."""
     blobs = {digest: encode_bytes(stored) for digest, stored in sorted(delivery.blobs.items())}
     return {
         manifest_key: ArrayRecord({_DATA: encode_bytes(delivery.manifest)}),
@@ -357,7 +386,12 @@ def _delivery_records(delivery: Delivery, manifest_key: str, blobs_key: str) -> 
     }
 
 
-def _read_delivery(content: RecordDict, manifest_key: str, blobs_key: str) -> Delivery:
+def read_delivery(content: RecordDict, manifest_key: str = _MANIFEST, blobs_key: str = _BLOBS) -> Delivery:
+    """Return the artifact that `delivery_records` wrote.
+
+    Raises:
+        MalformedError: If anything is missing, of another type, or beyond its bounds.
+    """
     manifest = decode_bytes(array_record(content, manifest_key).get(_DATA), manifest_key, MAX_MANIFEST_BYTES)
     arrays = array_record(content, blobs_key)
     if len(arrays) > MAX_NAMES or not all(_is_digest(digest) for digest in arrays):
@@ -386,8 +420,29 @@ def _read_grids(layout: Mapping[str, Array], sites: int) -> tuple[FixedGrid, ...
         raise MalformedError(str(error)) from error
 
 
-def _read_batch_size(content: RecordDict) -> int:
+def read_batch_size(content: RecordDict) -> int:
+    """Return how many samples a request wants in a batch.
+
+    Raises:
+        MalformedError: If it does not say, or says nonsense.
+    """
     return read_int(config_record(content, _SETTINGS), _BATCH_SIZE, 1, MAX_BATCH)
+
+
+def read_recipe(content: RecordDict) -> tuple[CalibrationRecipe, int]:
+    """Return a request's recipe and the seed of its copies.
+
+    Raises:
+        MalformedError: If they are none that this version knows.
+    """
+    settings = config_record(content, _SETTINGS)
+    seed = read_int(settings, _SEED, 0, MAX_SEED) if _SEED in settings else 0
+    if _RECIPE not in settings:
+        return DEFAULT_RECIPE, seed
+    try:
+        return CalibrationRecipe.from_text(read_text(settings, _RECIPE, MAX_RECIPE_LENGTH)), seed
+    except ConfigurationError as error:
+        raise MalformedError(f"{error}; or update the device's software") from error
 
 
 def _is_digest(text: str) -> bool:

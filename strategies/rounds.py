@@ -12,6 +12,7 @@ The rules:
    trace.
 """
 
+import logging
 import math
 import time
 from collections import Counter
@@ -25,7 +26,10 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from quantization.errors import ConfigurationError, IncompatibleStatsError, MalformedError, RoundFailedError
+from strategies.messages import Delivery
 from strategies.wire import content_size_bytes
+
+_log = logging.getLogger(__name__)
 
 State = TypeVar("State")
 Value = TypeVar("Value")
@@ -163,6 +167,47 @@ class RoundOutcome(Generic[Value]):
 
 ProgressFunction = Callable[[RoundProgress], None]
 
+DeliverFunction = Callable[[str], Delivery]
+"""The digest of the manifest that a device holds, to what it needs to have the current artifact."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundContext:
+    """Where a round runs: what all rounds need besides their question.
+
+    Attributes:
+        grid: Flower's way to the devices.
+        settings: Quorum, deadline and batch sizes.
+        deliver: What a device needs of the artifact, by the manifest that it holds; called once per manifest. None:
+            the request's artifact goes to all.
+        clock: Time that the deadline is measured in.
+        on_progress: Called after every batch of replies.
+    """
+
+    grid: Grid
+    settings: RoundSettings = DEFAULT_SETTINGS
+    deliver: DeliverFunction | None = None
+    clock: Clock = SYSTEM_CLOCK
+    on_progress: ProgressFunction | None = None
+
+    def artifact_for(self, manifest_digest: str, artifact: Delivery) -> Delivery:
+        """Return what a device that holds this manifest is sent in the place of `artifact`."""
+        return artifact if self.deliver is None else self.deliver(manifest_digest)
+
+    def run(
+        self, messages: Iterable[Message], fold: Callable[[State, Message], State], initial: State
+    ) -> "RoundOutcome[State]":
+        """Return the outcome of `run_round` here."""
+        return run_round(
+            self.grid,
+            messages,
+            fold,
+            initial,
+            self.settings,
+            clock=self.clock,
+            on_progress=self.on_progress,
+        )
+
 
 def messages_to(
     node_ids: Iterable[int], content: RecordDict, message_type: str, group_id: str = ""
@@ -285,6 +330,7 @@ class _Round(Generic[State]):
         self.failed[reason] += 1
         if len(self.failures) < MAX_NAMED_FAILURES:
             self.failures.append(NodeFailure(node_id, reason, detail[:500]))
+            _log.warning("node %d was left out of the round (%s): %s", node_id, reason, detail[:500])
 
     def outcome(self) -> RoundOutcome[State]:
         quorum = self.settings.quorum(self.asked)

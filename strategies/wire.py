@@ -30,7 +30,9 @@ def _header(dtype: str, size: int) -> bytes:
 def encode_vector(values: AnyArray) -> Array:
     """Return a vector as a Flower array; its dtype must be little-endian or of one byte."""
     vector = np.ascontiguousarray(values).reshape(-1)
-    data = _header(vector.dtype.str, vector.size) + vector.tobytes()
+    data = b"".join(
+        (_header(vector.dtype.str, vector.size), vector.data)
+    )  # one copy, where + and tobytes make two
     return Array(dtype=str(vector.dtype), shape=(vector.size,), stype=_NUMPY_STYPE, data=data)
 
 

@@ -60,6 +60,15 @@ TASKS: tuple[TaskSource, ...] = (
         ("cifar10_subset.npz", "resnet20_cifar10.npz"),
         "simulation.tasks.cifar10",
     ),
+    TaskSource(
+        "digits_vit", "the rows of digits, with a vision transformer", (), "simulation.tasks.digits_vit"
+    ),
+    TaskSource(
+        "unicode",
+        "kinds of characters from their names, with a text encoder",
+        (),
+        "simulation.tasks.unicode",
+    ),
 )
 """All built-in tasks; the first is the default."""
 

@@ -29,7 +29,7 @@ from strategies.messages import (
     RangesRequest,
     SiteLayout,
 )
-from strategies.rounds import RoundSettings
+from strategies.rounds import RoundContext, RoundSettings
 
 ALL = RoundSettings(quorum_fraction=1.0)
 ANY = RoundSettings(quorum_fraction=0.01)
@@ -118,6 +118,10 @@ def _parts(*sizes: int) -> list[np.ndarray]:
     return np.split(rows, np.cumsum(sizes)[:-1])
 
 
+def _context(grid: InProcessGrid) -> RoundContext:
+    return RoundContext(grid, ALL, clock=grid.clock)
+
+
 def _cohort(grid: InProcessGrid) -> tuple[DeviceHello, ...]:
     return hello(grid, tuple(grid.get_node_ids()), clock=grid.clock).value
 
@@ -149,11 +153,11 @@ def test_a_fleets_statistics_are_those_of_one_device_with_all_the_data() -> None
     for parts in ([rows[0::3], rows[1::3], rows[2::3]], [rows]):
         FLEET.clear()
         grid = _grid(*parts)
-        moments = calibrate_moments(
-            grid, _cohort(grid), MomentsRequest(_all_of(NOW), layout), ALL, clock=grid.clock
-        ).value
+        moments = calibrate_moments(_context(grid), _cohort(grid), MomentsRequest(_all_of(NOW), layout)).value
         ranges = calibrate_ranges(
-            grid, _cohort(grid), RangesRequest(_all_of(NOW), layout, sites), ALL, clock=grid.clock
+            _context(grid),
+            _cohort(grid),
+            RangesRequest(_all_of(NOW), layout, sites),
         ).value
         results.append((moments, ranges))
     (fleet_moments, fleet_ranges), (one_moments, one_ranges) = results
@@ -171,20 +175,20 @@ def test_a_fleets_statistics_are_those_of_one_device_with_all_the_data() -> None
 def test_calibration_installs_the_current_artifact_and_keeps_its_blobs() -> None:
     grid = _grid(*_parts(8))
     request = MomentsRequest(_all_of(NOW), _layers())
-    calibrate_moments(grid, _cohort(grid), request, ALL, clock=grid.clock)
+    calibrate_moments(_context(grid), _cohort(grid), request)
     assert FLEET[0].held == NOW.manifest
     bare = replace(request, artifact=Delivery(NOW.manifest.to_bytes()))
-    assert calibrate_moments(grid, _cohort(grid), bare, ALL, clock=grid.clock).replied == 1
+    assert calibrate_moments(_context(grid), _cohort(grid), bare).replied == 1
 
 
 def test_candidate_channels_change_what_is_observed_and_not_what_serves() -> None:
     grid = _grid(*_parts(32))
     request = RangesRequest(_all_of(NOW), _layers(), _sites())
-    before = calibrate_ranges(grid, _cohort(grid), request, ALL, clock=grid.clock).value
+    before = calibrate_ranges(_context(grid), _cohort(grid), request).value
     files = decode_files(NOW.manifest.stages[0].files, NOW.blobs.__getitem__)
     channels = np.frombuffer(files["channels"], np.float32) * np.float32(0.5)
-    halved = replace(request, channels=channels.tobytes())
-    after = calibrate_ranges(grid, _cohort(grid), halved, ALL, clock=grid.clock).value
+    halved = replace(request, overrides={"channels": channels.tobytes()})
+    after = calibrate_ranges(_context(grid), _cohort(grid), halved).value
     assert after.histograms != before.histograms
     assert FLEET[0].held == NOW.manifest
 
@@ -192,29 +196,19 @@ def test_candidate_channels_change_what_is_observed_and_not_what_serves() -> Non
 def test_empty_and_one_sample_devices_answer_with_what_they_saw() -> None:
     grid = _grid(*_parts(0, 1, 16))
     layout, sites = _layers(), _sites()
-    moments = calibrate_moments(
-        grid, _cohort(grid), MomentsRequest(_all_of(NOW), layout), ALL, clock=grid.clock
-    ).value
+    moments = calibrate_moments(_context(grid), _cohort(grid), MomentsRequest(_all_of(NOW), layout)).value
     assert {m.devices for m in moments.plain.values()} == {2}
-    ranges = calibrate_ranges(
-        grid, _cohort(grid), RangesRequest(_all_of(NOW), layout, sites), ALL, clock=grid.clock
-    )
+    ranges = calibrate_ranges(_context(grid), _cohort(grid), RangesRequest(_all_of(NOW), layout, sites))
     assert ranges.value.sample_count == 17
-    counts = assess(
-        grid, _cohort(grid), AssessRequest(_all_of(NOW), _all_of(NOW)), ALL, clock=grid.clock
-    ).value
+    counts = assess(_context(grid), _cohort(grid), AssessRequest(_all_of(NOW), _all_of(NOW))).value
     assert (counts.devices, counts.failures, counts.samples) == (3, 0, 17)
 
 
 def test_a_fleet_of_empty_devices_gives_empty_statistics() -> None:
     grid = _grid(*_parts(0, 0))
     layout, sites = _layers(), _sites()
-    moments = calibrate_moments(
-        grid, _cohort(grid), MomentsRequest(_all_of(NOW), layout), ALL, clock=grid.clock
-    )
-    ranges = calibrate_ranges(
-        grid, _cohort(grid), RangesRequest(_all_of(NOW), layout, sites), ALL, clock=grid.clock
-    )
+    moments = calibrate_moments(_context(grid), _cohort(grid), MomentsRequest(_all_of(NOW), layout))
+    ranges = calibrate_ranges(_context(grid), _cohort(grid), RangesRequest(_all_of(NOW), layout, sites))
     assert set(ranges.value.histograms.values()) == {DyadicHistogram.empty()}
     for name, channels in zip(layout.names, layout.channels, strict=True):
         assert moments.value.sequential[name] == ChannelMoments.empty(channels)
@@ -226,17 +220,13 @@ def test_inputs_that_are_not_finite_are_left_out() -> None:
     broken[3], broken[7, ..., 0] = np.nan, np.inf
     clean = np.delete(rows, [3, 7], axis=0)
     grid = _grid(broken, clean, labels=lambda position: np.arange(20 if position == 0 else 18) % 10)
-    counts = assess(
-        grid, _cohort(grid), AssessRequest(_all_of(NOW), _all_of(NOW)), ALL, clock=grid.clock
-    ).value
+    counts = assess(_context(grid), _cohort(grid), AssessRequest(_all_of(NOW), _all_of(NOW))).value
     assert (counts.samples, counts.labelled) == (36, 36)
 
 
 def test_a_candidate_equal_to_what_serves_agrees_everywhere() -> None:
     grid = _grid(*_parts(40, 40), labels=lambda position: np.arange(40) % 10 if position else None)
-    counts = assess(
-        grid, _cohort(grid), AssessRequest(_all_of(NOW), _all_of(NOW)), ALL, clock=grid.clock
-    ).value
+    counts = assess(_context(grid), _cohort(grid), AssessRequest(_all_of(NOW), _all_of(NOW))).value
     assert (counts.devices, counts.samples, counts.labelled) == (2, 80, 40)
     assert counts.current_hits == counts.candidate_hits
     assert (counts.only_current_agreements, counts.only_candidate_agreements) == (0, 0)
@@ -248,7 +238,9 @@ def test_a_candidate_with_crushed_ranges_disagrees() -> None:
     crushed = MODEL.artifact(generation=4, width=1e-3)
     grid = _grid(*_parts(80))
     counts = assess(
-        grid, _cohort(grid), AssessRequest(_all_of(NOW), _all_of(crushed)), ALL, clock=grid.clock
+        _context(grid),
+        _cohort(grid),
+        AssessRequest(_all_of(NOW), _all_of(crushed)),
     ).value
     assert counts.candidate_agreements < counts.current_agreements
     assert FLEET[0].held == NOW.manifest
@@ -257,15 +249,15 @@ def test_a_candidate_with_crushed_ranges_disagrees() -> None:
 def test_a_candidate_that_does_not_load_is_a_failure_and_no_error() -> None:
     other = example("har_cnn").artifact(generation=4)  # takes other inputs
     grid = _grid(*_parts(4))
-    counts = assess(
-        grid, _cohort(grid), AssessRequest(_all_of(NOW), _all_of(other)), ALL, clock=grid.clock
-    ).value
+    counts = assess(_context(grid), _cohort(grid), AssessRequest(_all_of(NOW), _all_of(other))).value
     assert (counts.devices, counts.failures, counts.samples) == (1, 1, 0)
 
 
 def _refusal(delivery: Delivery, grid: InProcessGrid) -> str:
     with pytest.raises(RoundFailedError) as failure:
-        calibrate_moments(grid, _cohort(grid), MomentsRequest(delivery, _layers()), ANY, clock=grid.clock)
+        calibrate_moments(
+            RoundContext(grid, ANY, clock=grid.clock), _cohort(grid), MomentsRequest(delivery, _layers())
+        )
     return str(failure.value)
 
 
@@ -307,7 +299,7 @@ def test_a_layout_of_another_model_is_refused() -> None:
     grid = _grid(*_parts(4))
     request = MomentsRequest(_all_of(NOW), LayerLayout(("no such layer",), (1,)))
     with pytest.raises(RoundFailedError, match="'no such layer' has no channels"):
-        calibrate_moments(grid, _cohort(grid), request, ANY, clock=grid.clock)
+        calibrate_moments(RoundContext(grid, ANY, clock=grid.clock), _cohort(grid), request)
 
 
 def test_an_unknown_device_source_names_the_installed_ones() -> None:

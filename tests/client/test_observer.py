@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import models
 import numpy as np
 import onnxruntime as ort
@@ -6,6 +8,7 @@ from artifacts import Example, example
 
 from client.observer import Observer
 from quantization.artifact import Artifact, decode_blob
+from quantization.calibration_recipe import CalibrationRecipe, Strategy
 from quantization.errors import ConfigurationError, DigestMismatchError, InvalidDataError, MalformedError
 from quantization.histogram import DyadicHistogram
 from quantization.moments import ChannelMoments
@@ -13,7 +16,8 @@ from quantization.renormalization import ChannelCorrection
 
 
 def observer_of(artifact: Artifact, channels: bytes | None = None, batch_size: int = 32) -> Observer:
-    return Observer(artifact.manifest, artifact.blobs.__getitem__, channels, batch_size=batch_size)
+    overrides = {} if channels is None else {"channels": channels}
+    return Observer(artifact.manifest, artifact.blobs.__getitem__, overrides, batch_size=batch_size)
 
 
 def corrections(case: Example) -> dict[str, ChannelCorrection]:
@@ -81,7 +85,7 @@ def test_candidate_channels_take_the_place_of_the_artifacts_own() -> None:
 
 
 def test_candidate_channels_of_another_size_are_refused() -> None:
-    with pytest.raises(MalformedError, match="candidate channels of 8 bytes"):
+    with pytest.raises(MalformedError, match="8 bytes in the place of file 'channels'"):
         observer_of(example().artifact(), bytes(8))
 
 
@@ -98,7 +102,7 @@ def test_histograms_see_the_same_values_whatever_the_batch_size() -> None:
     for batch_size in (8, 24):
         seen: dict[str, list[np.ndarray]] = {}
         observation = observer_of(example().artifact(), batch_size=batch_size).ranges(
-            x, lambda site, values, seen=seen: seen.setdefault(site, []).append(values)
+            x, lambda site, values, _, seen=seen: seen.setdefault(site, []).append(values)
         )
         pooled = {site: DyadicHistogram.from_values(np.concatenate(values)) for site, values in seen.items()}
         assert pooled == observation.histograms
@@ -153,3 +157,68 @@ def test_a_damaged_reference_is_refused() -> None:
     stored[-1] ^= 1
     with pytest.raises((MalformedError, DigestMismatchError)):
         observer_of(Artifact(artifact.manifest, {**artifact.blobs, ref.digest: bytes(stored)}))
+
+
+MARGIN = CalibrationRecipe(Strategy.MARGIN, 4.0)
+
+
+def test_a_recipe_weighs_histograms_and_leaves_moments_alone() -> None:
+    observer, x = observer_of(example().artifact()), example().inputs(40)
+    plain, weighted = observer.ranges(x), observer.ranges(x, recipe=MARGIN)
+    assert weighted.moments == plain.moments
+    assert (weighted.sample_count, weighted.left_out_count) == (40, 0)
+    for site, histogram in weighted.histograms.items():
+        unweighted = plain.histograms[site]
+        assert histogram.count == unweighted.count
+        assert (histogram.minimum, histogram.maximum) == (unweighted.minimum, unweighted.maximum)
+        assert 1 < histogram.counts.sum() / unweighted.counts.sum() < 4
+
+
+def test_what_the_sink_sees_is_what_weighted_histograms_are_made_of() -> None:
+    observer, x = observer_of(example().artifact(), batch_size=7), example().inputs(24)
+    seen: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+
+    def keep(site: str, values: np.ndarray, steps: np.ndarray | None) -> None:
+        assert steps is not None
+        seen.setdefault(site, []).append((values, steps))
+
+    observation = observer.ranges(x, keep, recipe=replace(MARGIN, augmentations=("noise=0.1",)), seed=2)
+    for site, parts in seen.items():
+        values, steps = (np.concatenate(column) for column in zip(*parts, strict=True))
+        assert DyadicHistogram.from_values(values, steps / 256) == observation.histograms[site]
+
+
+def test_labels_count_by_loss_alone() -> None:
+    observer, x = observer_of(example().artifact()), example().inputs(20)
+    right = observer.logits(x).argmax(axis=1)
+    loss = CalibrationRecipe(Strategy.LOSS, 4.0)
+    by_margin = observer.ranges(x, recipe=MARGIN).histograms
+    assert observer.ranges(x, recipe=MARGIN, labels=right).histograms == by_margin
+    assert observer.ranges(x, recipe=loss, labels=np.full(20, -1)).histograms == by_margin
+    easy = observer.ranges(x, recipe=loss, labels=right).histograms["x"].counts.sum()
+    hard = observer.ranges(x, recipe=loss, labels=(right + 1) % 10).histograms["x"].counts.sum()
+    assert easy < hard
+
+
+def test_copies_join_inputs_in_histograms_and_moments() -> None:
+    observer, x = observer_of(example().artifact()), example().inputs(6)
+    recipe = CalibrationRecipe(augmentations=("noise=0.1", "brightness=0.2"))
+    assert observer.moments(x).sample_count in (0, 6)
+    seen = observer.moments(x, recipe, seed=1)
+    assert (seen.sample_count, seen.left_out_count) == (18, 0)
+    assert all(moments.devices == 1 for moments in seen.moments.values())
+    plain = observer.ranges(x, recipe=recipe, seed=1)
+    assert plain.sample_count == 18
+    assert plain.histograms["x"].maximum > float(x.max())
+    assert plain.histograms == observer.ranges(x, recipe=recipe, seed=1).histograms
+    assert plain.histograms != observer.ranges(x, recipe=recipe, seed=2).histograms
+
+
+def test_broken_inputs_are_counted_and_left_out_with_their_copies() -> None:
+    x = example().inputs(20)
+    broken = np.concatenate([x[:7], np.full_like(x[:2], np.nan), x[7:]])
+    recipe = replace(MARGIN, augmentations=("noise=0.1",))
+    observer = observer_of(example().artifact())
+    seen, wanted = observer.ranges(broken, recipe=recipe), observer.ranges(x, recipe=recipe)
+    assert seen.histograms == wanted.histograms
+    assert seen.left_out_count == 2

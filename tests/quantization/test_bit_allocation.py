@@ -64,6 +64,38 @@ def test_exact_allocation_beats_the_baselines(seed: int) -> None:
         assert exact.loss <= baseline.loss * (1 + 1e-6)
 
 
+def _layer(weights: int, gain: float) -> list[Candidate]:
+    return [Candidate(b, weights * b // 8, gain * 4.0**-b) for b in WIDTHS]
+
+
+def test_growing_gives_the_bits_of_a_large_insensitive_layer_to_small_sensitive_ones() -> None:
+    candidates = {"large": _layer(8000, 0.01), "small": _layer(800, 1.0), "other": _layer(1600, 1.0)}
+    uniform = allocate_uniform(candidates, Budget(10400 * 4 // 8))
+    grown = allocate_by_growing(candidates, Budget(10400 * 4 // 8))
+    widths = {name: candidates[name][index].bit_width for name, index in grown.choice.items()}
+    assert {candidates[name][index].bit_width for name, index in uniform.choice.items()} == {4}
+    assert widths == {"large": 2, "small": 8, "other": 8}
+    assert grown.loss < uniform.loss
+
+
+def test_growing_serves_layers_with_few_weights_first() -> None:
+    candidates = {"more": _layer(1001, 1.0), "fewer": _layer(1000, 1.0)}
+    grown = allocate_by_growing(candidates, Budget((1001 * 4 + 1000 * 8) // 8))
+    widths = {name: candidates[name][index].bit_width for name, index in grown.choice.items()}
+    assert widths == {"more": 4, "fewer": 8}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_growing_leaves_no_bytes_that_a_layer_could_use(seed: int) -> None:
+    candidates = _problem(seed, layers=9)
+    budget = Budget(allocate_uniform(candidates, Budget()).size_bytes * 55 // 100)
+    grown = allocate_by_growing(candidates, budget)
+    assert grown.fits(budget)
+    for name, index in grown.choice.items():
+        if index + 1 < len(WIDTHS):
+            assert not Allocation.of(candidates, {**grown.choice, name: index + 1}).fits(budget)
+
+
 def test_no_budget_takes_the_least_loss() -> None:
     candidates = _problem(0)
     assert set(allocate_bits(candidates, Budget()).choice.values()) == {len(WIDTHS) - 1}

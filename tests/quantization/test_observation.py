@@ -13,10 +13,12 @@ from quantization.observation import (
     BatchFloor,
     batches,
     finite_rows,
+    histogram_of,
     mixed_batches,
     observe,
     observe_moments,
     observe_ranges,
+    value_weights,
 )
 
 REFERENCES = {"conv": ChannelReference(np.array([0.5, -1.0]), np.array([2.0, 0.5]), 100)}
@@ -81,7 +83,7 @@ def test_one_pass_gives_both_and_the_sink_sees_what_the_histograms_see() -> None
     x = inputs(40)
     seen: list[np.ndarray] = []
     observation = observe(
-        run, x, REFERENCES, 16, sites=["site"], values_sink=lambda _, values: seen.append(values)
+        run, x, REFERENCES, 16, sites=["site"], values_sink=lambda _, values, __: seen.append(values)
     )
     assert observation.histograms["site"] == DyadicHistogram.from_values(np.concatenate(seen))
     assert observation.moments["conv"] == observe_moments(run, x, REFERENCES, 16)["conv"]
@@ -143,3 +145,67 @@ def test_a_graph_without_the_wanted_output_is_refused() -> None:
 def test_a_graph_with_other_channels_is_refused() -> None:
     with pytest.raises(MalformedError, match="channels"):
         observe_moments(run, inputs(4), {"conv": ChannelReference(np.zeros(3), np.ones(3), 1)}, 32)
+
+
+STEP = 3
+"""Every third value is sampled, as an observation graph does with large tensors."""
+
+
+def run_sampled(batch: np.ndarray) -> Mapping[str, Any]:
+    """A graph whose site is sampled, with the minimum and maximum behind the sample."""
+    flat = batch.reshape(-1)
+    return {**run(batch), "values:site": np.concatenate([flat[::STEP], [flat.min(), flat.max()]])}
+
+
+@given(st.integers(1, 9), st.integers(1, 40), st.sampled_from([1, 2, 3, 5, 7]))
+def test_values_weigh_as_the_input_they_come_from(count: int, row_size: int, step: int) -> None:
+    steps = np.arange(256, 256 + count)
+    flat = np.repeat(steps, row_size)[::step]
+    weights = value_weights(steps, flat.size + 2)
+    assert weights[-2:].tolist() == [256, 256]
+    is_off = weights[:-2] != flat
+    assert np.abs(weights[:-2] - flat).max() <= max(1, step // row_size + 1)
+    if row_size > step:
+        assert is_off.sum() < count  # at most one at each border
+    if step == 1:
+        assert not is_off.any()
+
+
+def test_histograms_count_values_by_the_weight_of_their_input() -> None:
+    x = inputs(12)
+    weights = np.linspace(256, 1024, 12).astype(np.int64)
+    seen: list[tuple[np.ndarray, np.ndarray | None]] = []
+    histogram = observe(
+        run_sampled,
+        x,
+        {},
+        5,
+        sites=["site"],
+        weights=weights,
+        values_sink=lambda _, values, steps: seen.append((values, steps)),
+    ).histograms["site"]
+    values, steps = (np.concatenate(part) for part in zip(*seen, strict=True))
+    assert histogram == histogram_of(values, steps)
+    assert int(histogram.counts.sum()) == int(steps.sum())
+    assert histogram.count == values.size
+    assert (histogram.minimum, histogram.maximum) == (float(x.min()), float(x.max()))
+
+
+def test_equal_weights_of_one_give_the_histogram_without_weights() -> None:
+    x = inputs(20)
+    weighted = observe(run_sampled, x, {}, 7, sites=["site"], weights=np.full(20, 256))
+    assert weighted.histograms == observe(run_sampled, x, {}, 7, sites=["site"]).histograms
+
+
+def test_weights_of_inputs_that_are_left_out_are_left_out() -> None:
+    x = inputs(6)
+    x[2, 0, 0] = np.nan
+    weights = np.array([256, 300, 9999, 400, 500, 600])
+    kept = observe(run_sampled, np.delete(x, 2, axis=0), {}, 8, sites=["site"], weights=np.delete(weights, 2))
+    assert observe(run_sampled, x, {}, 8, sites=["site"], weights=weights).histograms == kept.histograms
+
+
+def test_moments_are_of_the_inputs_as_they_are_whatever_they_weigh() -> None:
+    x = inputs(16)
+    weighted = observe(run_sampled, x, REFERENCES, 16, sites=["site"], weights=np.full(16, 1024))
+    assert weighted.moments == observe(run_sampled, x, REFERENCES, 16).moments

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import reduce
 
 import numpy as np
@@ -143,11 +144,52 @@ def test_matrix_negative_along_a_direction_is_refused() -> None:
 
 def test_contribution_that_would_drown_all_others_is_implausible() -> None:
     rng = np.random.default_rng(0)
-    lab = SecondMoments.empty(3, 0).add_columns(rng.normal(size=(1, 100, 3)))
-    SecondMoments.empty(3, 0).add_columns(rng.normal(size=(1, 20, 3)) * 3).check_plausible(lab)
-    loud = SecondMoments.empty(3, 0).add_columns(rng.normal(size=(1, 20, 3)) * 30)
+    usual = SecondMoments.empty(3, 0).add_columns(rng.normal(size=(1, 100, 3))).energy()
+    SecondMoments.empty(3, 0).add_columns(rng.normal(size=(1, 20, 3)) * 1.5).check_plausible(usual)
+    loud = SecondMoments.empty(3, 0).add_columns(rng.normal(size=(1, 20, 3)) * 3)
     with pytest.raises(MalformedError, match="energy"):
-        loud.check_plausible(lab)
+        loud.check_plausible(usual)
+
+
+def test_energy_whose_sum_would_leave_64_bits_is_implausible_too() -> None:
+    gram = np.diag(np.full(4, MAX_MAGNITUDE, np.int64))[None, None]  # the trace wraps around to zero
+    loud = SecondMoments(4, 0, 1, gram, np.zeros((1, 1, 4), np.int64))
+    with pytest.raises(MalformedError, match="energy"):
+        loud.check_plausible(1.0)
+
+
+@pytest.mark.parametrize("factor", [1.0, 30.0, -30.0])
+def test_cross_moments_larger_than_any_plausible_references_are_refused(factor: float) -> None:
+    x = np.random.default_rng(0).normal(1.0, 1.0, size=(1, 200, 3))
+    moments = SecondMoments.empty(3, 0, with_cross=True).add_columns(x, x * factor)
+    if factor == 1.0:
+        moments.check_plausible(moments.energy())
+        return
+    with pytest.raises(MalformedError, match="cross moments"):
+        moments.check_plausible(moments.energy())
+    hidden = replace(moments, cross=np.zeros_like(moments.gram))
+    with pytest.raises(MalformedError, match="mean of the reference"):
+        hidden.check_plausible(moments.energy())
+
+
+def test_weighing_columns_equals_repeating_them() -> None:
+    rng = np.random.default_rng(0)
+    x, reference = rng.normal(1.0, 2.0, (2, 2, 40, 3))
+    weights = rng.integers(1, 600, 40)
+    empty = SecondMoments.empty(3, 4, groups=2, with_cross=True)
+    weighed = empty.add_columns(x, reference, weights)
+    repeated = empty.add_columns(np.repeat(x, weights, 1), np.repeat(reference, weights, 1))
+    assert weighed.count == repeated.count == weights.sum()
+    for get in (SecondMoments.mean_square, SecondMoments.cross_mean_square, SecondMoments.mean):
+        np.testing.assert_allclose(get(weighed), get(repeated), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(weighed.reference_mean(), repeated.reference_mean(), rtol=1e-9, atol=1e-9)
+    assert SecondMoments.from_array(weighed.to_array()) == weighed
+
+
+@pytest.mark.parametrize("weights", [np.ones(3, np.int64), np.array([1, 0]), np.array([1, -5])])
+def test_weights_that_are_not_one_positive_number_a_column_are_refused(weights: np.ndarray) -> None:
+    with pytest.raises(MalformedError, match="weights"):
+        SecondMoments.empty(2, 0).add_columns(np.ones((1, 2, 2)), weights=weights)
 
 
 def test_sum_beyond_62_bits_is_refused_and_not_wrapped() -> None:

@@ -23,7 +23,8 @@ from quantization.histogram import DyadicHistogram
 from quantization.policy import Policy
 from server.blob_store import BlobStore
 from server.candidate import PlannedModel, load_manifest
-from server.class_tuner import RoundMoved, StepDone, distance
+from server.tuning import RoundMoved, StepDone
+from server.verdict_steps import distance
 from server.folded import FieldMoments, FieldRanges, read
 from server.generation import Event, Generation, IllegalTransitionError, Step
 from server.lab import PreparedModel, prepare_model

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from precision_examples import precision_record, study_result
 from typer.testing import CliRunner, Result
 
 from quantization.errors import (
@@ -23,10 +24,14 @@ from quantization.errors import (
     UnsupportedModelError,
     UpdateRejectedError,
 )
+from server.precision_settings import PrecisionSettings
 from simulation.cli import app
 from simulation.drift import DRIFT_KINDS
 from simulation.result import Accuracy, ExperimentResult
 from simulation.scenario import Scenario
+from simulation.study_result import DEFAULT_POINTS, StudyResult
+from simulation.study_summary import summarize_pareto, summarize_sensitivity
+from simulation.summary import describe_precision
 from simulation.tasks.catalogue import TASKS
 
 MakeResult = Callable[..., ExperimentResult]
@@ -149,6 +154,45 @@ def test_options_reach_the_scenario(invoke: Run, laboratory: Laboratory, tmp_pat
     )
 
 
+def test_precision_options_reach_the_scenario(invoke: Run, laboratory: Laboratory) -> None:
+    found = invoke(
+        "run", "--size-ratio", 10, "--rounding-rounds", 4, "--train-rounds", 2, "--latency-budget", 2.5,
+        "--float-layer", "/head/Gemm=fp16", "--float-layer", "auto", "--json",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    assert laboratory.scenario == Scenario(
+        precision=PrecisionSettings(
+            size_ratio=10.0,
+            rounding_rounds=4,
+            train_rounds=2,
+            latency_budget_seconds=0.0025,
+            float_layers=(("/head/Gemm", "fp16"),),
+            may_choose_float=True,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "goal", ["--size-ratio=10", "--max-drop=0.5", "--weight-bits=4", "--latency-budget=3"]
+)
+def test_each_goal_runs_again_as_the_command_in_the_report_says(
+    invoke: Run, laboratory: Laboratory, goal: str
+) -> None:
+    assert invoke("run", goal, "--float-layer", "a b=bf16").exit_code == 0
+    first = laboratory.scenario
+    assert first is not None
+    assert first.precision is not None
+    assert invoke(*shlex.split(first.to_command())[1:]).exit_code == 0
+    assert laboratory.scenario == first
+
+
+def test_table_tells_of_precision(invoke: Run, laboratory: Laboratory, make_result: MakeResult) -> None:
+    record = precision_record(4)
+    laboratory.result = make_result(precision=record)
+    for sentence in describe_precision(record):
+        assert sentence in invoke("run").stdout.splitlines()
+
+
 def test_own_model_takes_the_place_of_the_task(invoke: Run, laboratory: Laboratory) -> None:
     assert invoke("run", "--model", "m.onnx", "--data", "d.npz").exit_code == 0
     assert laboratory.scenario == Scenario(task=None, model=Path("m.onnx"), data=Path("d.npz"))
@@ -184,6 +228,11 @@ def test_command_in_a_report_runs_the_same_scenario(invoke: Run, laboratory: Lab
         (["--model", "m.onnx"], "a data file is missing"),
         (["--scenario", "absent.toml"], "cannot read scenario absent.toml"),
         (["--out", "/proc/nowhere"], "cannot write to /proc/nowhere"),
+        (["--size-ratio", "1"], "size-ratio is 1.0; give a number above 1"),
+        (["--max-drop", "nan"], "max-drop is nan; give a number above 0"),
+        (["--size-ratio", "8", "--weight-bits", "4"], "size-ratio 8.0 and weight-bits 4 are different goals"),
+        (["--rounding-rounds", "2"], "precision is asked for without a goal"),
+        (["--weight-bits", "4", "--float-layer", "a=int4"], "unknown type 'int4'; give fp16 or bf16"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(invoke: Run, arguments: list[str], message: str) -> None:
@@ -195,7 +244,20 @@ def test_bad_input_is_one_line_and_exit_code_2(invoke: Run, arguments: list[str]
     assert found.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["run", "--devices", "many"], ["run", "--nonsense"], ["fly"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--devices", "many"],
+        ["run", "--nonsense"],
+        ["run", "--weight-bits", "4.5"],
+        ["run", "--size-ratio", "ten"],
+        ["run", "--points", "3"],
+        ["pareto", "--points", "many"],
+        ["sensitivity", "--points", "3"],
+        ["pareto", "--size-ratio", "10"],
+        ["fly"],
+    ],
+)
 def test_wrong_usage_has_exit_code_2_and_no_traceback(invoke: Run, arguments: list[str]) -> None:
     found = invoke(*arguments)
     assert found.exit_code == 2
@@ -257,6 +319,117 @@ def test_folder_that_cannot_be_used_is_refused_before_the_run(
     assert found.exit_code == 2
     assert "report.html was not written by quantfleet-sim; move it" in found.stderr
     assert laboratory.scenario is None
+
+
+class Workshop:
+    """Stands in for the minutes that a study takes."""
+
+    def __init__(self) -> None:
+        self.result = study_result()
+        self.scenario: Scenario | None = None
+        self.points: int | None = None
+
+    def run_study(
+        self, scenario: Scenario, on_progress: Callable[[float, str], None], *, points: int
+    ) -> StudyResult:
+        self.scenario, self.points = scenario, points
+        on_progress(0.5, "probing")
+        print("a library that talks")  # noqa: T201  # what a library may do
+        return self.result
+
+
+@pytest.fixture
+def workshop(monkeypatch: pytest.MonkeyPatch) -> Workshop:
+    workshop = Workshop()
+    module = ModuleType("simulation.study")
+    module.run_study = workshop.run_study  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "simulation.study", module)
+    return workshop
+
+
+def test_study_takes_the_fleet_and_the_points(invoke: Run, workshop: Workshop, tmp_path: Path) -> None:
+    file = tmp_path / "s.toml"
+    file.write_text("devices = 7\n[precision]\nsize-ratio = 10\n[drift]\ncontrast = 0.3\n")
+    found = invoke("pareto", "--scenario", file, "--seed", 4, "--dropout", 0.1, "--points", 5, "--json")
+    assert found.exit_code == 0, found.output
+    assert workshop.scenario == Scenario(devices=7, seed=4, dropout=0.1, drifts=("contrast=0.3",))
+    assert workshop.points == 5
+    assert invoke("pareto").exit_code == 0
+    assert workshop.points == DEFAULT_POINTS
+
+
+def test_study_takes_a_model_of_ones_own(invoke: Run, workshop: Workshop) -> None:
+    assert invoke("sensitivity", "--model", "m.onnx", "--data", "d.npz").exit_code == 0
+    assert workshop.scenario == Scenario(task=None, model=Path("m.onnx"), data=Path("d.npz"))
+    assert workshop.points == 0, "no model is built"
+
+
+@pytest.mark.parametrize("study", ["pareto", "sensitivity"])
+def test_study_prints_one_object_and_nothing_else(invoke: Run, workshop: Workshop, study: str) -> None:
+    found = invoke(study, "--json")
+    assert found.exit_code == 0
+    assert found.stdout.count("\n") == 1
+    assert StudyResult.from_json(json.loads(found.stdout)) == workshop.result
+    assert found.stderr == "a library that talks\n"
+
+
+@pytest.mark.parametrize(
+    ("study", "row"),
+    [
+        ("pareto", "allocated 14.0× 1.2 KB 90.2 %"),  # noqa: RUF001  # what is printed
+        ("sensitivity", "/layer1/conv2/Conv 1,296 0.003 0.0018 to 0.0048 5 0.009 0.0023"),
+    ],
+)
+def test_study_prints_a_table(invoke: Run, workshop: Workshop, study: str, row: str) -> None:
+    found = invoke(study)
+    assert found.exit_code == 0
+    rows = [" ".join(line.split()) for line in found.stdout.splitlines()]
+    assert "cifar10 · 50 devices · seed 3" in rows
+    assert any(line.startswith(row) for line in rows), rows
+    summarize = {"pareto": summarize_pareto, "sensitivity": summarize_sensitivity}[study]
+    assert rows[-1] == summarize(workshop.result)
+
+
+@pytest.mark.parametrize("study", ["pareto", "sensitivity"])
+def test_study_is_written_where_asked(invoke: Run, workshop: Workshop, study: str, tmp_path: Path) -> None:
+    found = invoke(study, "--out", tmp_path / "out", "--json")
+    assert found.exit_code == 0
+    assert found.stderr.splitlines()[-1] == f"report: {tmp_path / 'out' / f'{study}.html'}"
+    saved = json.loads((tmp_path / "out" / f"{study}.json").read_bytes())
+    assert saved == json.loads(found.stdout) == json.loads(json.dumps(workshop.result.to_json()))
+    assert (tmp_path / "out" / f"{study}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_page_of_a_front_says_how_many_points_were_asked_for(
+    invoke: Run, workshop: Workshop, tmp_path: Path
+) -> None:
+    assert invoke("pareto", "--points", 5, "--seed", 4, "--out", tmp_path).exit_code == 0
+    assert workshop.points == 5
+    assert "quantfleet-sim pareto --seed=4 --points=5<" in (tmp_path / "pareto.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pareto", "--points", "1"], "points is 1; give a whole number from 2 to 64"),
+        (["pareto", "--points", "-3"], "points is -3; give a whole number from 2 to 64"),
+        (["pareto", "--points", "1000000000"], "points is 1000000000; give a whole number from 2 to 64"),
+        (["pareto", "--devices", "0"], "devices is 0; give a whole number"),
+        (["sensitivity", "--drift", "contrats=0.3"], "unknown drift 'contrats'"),
+        (["sensitivity", "--model", "m.onnx"], "a data file is missing"),
+        (["sensitivity", "--out", "/proc/nowhere"], "cannot write to /proc/nowhere"),
+    ],
+)
+def test_study_refuses_bad_input_before_it_starts(
+    invoke: Run, workshop: Workshop, arguments: list[str], message: str
+) -> None:
+    found = invoke(*arguments)
+    assert found.exit_code == 2
+    assert found.stdout == ""
+    assert found.stderr.startswith("error: ")
+    assert message in found.stderr
+    assert found.stderr.count("\n") == 1
+    assert workshop.scenario is None
 
 
 def test_drifts_are_listed_with_units(invoke: Run) -> None:

@@ -28,7 +28,7 @@ ANSWER = RecordDict({"answer": ConfigRecord({"text": "x" * 100})})
 CONTENT = {
     "moments": lambda: encode_moments_request(MomentsRequest(Delivery(b"m"), LayerLayout.of({"a": 1}), 32)),
     "ranges": lambda: encode_ranges_request(
-        RangesRequest(Delivery(b"m"), LayerLayout.of({"a": 1}), SiteLayout(("s",)), None, 32)
+        RangesRequest(Delivery(b"m"), LayerLayout.of({"a": 1}), SiteLayout(("s",)), batch_size=32)
     ),
 }
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from quantization.calibration import Range
-from simulation.plot_style import shorten
 from simulation.plots import draw_plots
 from simulation.result import Accuracy, ExperimentResult
+from simulation.summary import shorten
 from simulation.svg import to_inline_svg, to_png
 
 MakeResult = Callable[..., ExperimentResult]

@@ -11,7 +11,7 @@ from quantization.policy import Policy
 from server.candidate import PlannedModel, channels_file, load_manifest
 from server.generation import Generation
 from simulation.bench import Bench
-from simulation.pooled import channels_of, pooled_ranges
+from simulation.pooled import pooled_ranges
 from simulation.tasks import TaskData
 
 
@@ -38,7 +38,11 @@ class Tuned:
             load_manifest(bench.blobs, frozen.manifest_digest),
             bench.blobs,
             inputs,
-            channels=channels_of(load_manifest(bench.blobs, self.generation.manifest_digest), bench.blobs),
+            overrides={
+                "channels": channels_file(
+                    PlannedModel.load(bench.prepared.model.digest, bench.blobs), self.policy
+                )
+            },
             policy=self.policy,
             previous=Policy.from_json_bytes(frozen.policy.encode()).ranges,
             batch_size=bench.settings.batch_size,
@@ -86,13 +90,7 @@ def test_check_sees_a_device_that_is_missing_or_comes_twice_or_has_other_rows(tu
 
 
 def test_check_depends_on_the_corrections_that_devices_observed_with(tuned: Tuned) -> None:
-    uncorrected = tuned.bench.prepared.generations["x86-vnni"].manifest_digest
-    generation = replace(tuned.generation, manifest_digest=uncorrected)
+    assert tuned.policy.corrections
+    uncorrected = replace(tuned.policy, corrections={})
+    generation = replace(tuned.generation, policy=uncorrected.to_json_bytes().decode())
     assert not tuned.bench.equals_pooled(generation)
-
-
-def test_channels_are_those_of_the_policy(tuned: Tuned) -> None:
-    bench = tuned.bench
-    model = PlannedModel.load(bench.prepared.model.digest, bench.blobs)
-    manifest = load_manifest(bench.blobs, tuned.generation.manifest_digest)
-    assert channels_of(manifest, bench.blobs) == channels_file(model, tuned.policy)

@@ -5,11 +5,13 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from precision_examples import precision_record
 
 from quantization.calibration import Range
 from quantization.errors import ConfigurationError
@@ -26,6 +28,7 @@ HOSTILE = (
     "<img src=//evil.example onerror=x>\x1b[2J$x_{&amp;"
 )
 FILES = {"report.html", "result.json", "accuracy.png", "drift.png", "ranges.png", "sizes.png"}
+OF_PRECISION = {"bits.png", "front.png", "layers.png", "prediction.png"}
 VOID = {"meta", "br", "img", "link"}
 
 
@@ -115,8 +118,43 @@ def test_page_shows_the_key_figures(tmp_path: Path, make_result: MakeResult) -> 
         assert words in text
 
 
+def test_report_of_precision_has_its_plots_and_figures(tmp_path: Path, make_result: MakeResult) -> None:
+    record = precision_record(4)
+    page = write_report(make_result(precision=record), Scenario(), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == FILES | OF_PRECISION
+    assert json.loads((tmp_path / "result.json").read_bytes())["bits"] == dict(record.bits)
+    text = Page(page).text
+    for words in (
+        "Bits per layer",
+        "What size costs",
+        "Which layers hurt",
+        "Predicted and measured divergence",
+    ):
+        assert words in text
+    assert f"{record.size_ratio:.1f}\N{MULTIPLICATION SIGN} smaller weights than in fp32" in text
+    assert page.read_text(encoding="utf-8").count("<svg ") == 8
+
+
+def test_report_without_precision_does_not_speak_of_it(tmp_path: Path, make_result: MakeResult) -> None:
+    write_report(make_result(precision=precision_record()), Scenario(), tmp_path)
+    text = Page(write_report(make_result(), Scenario(), tmp_path)).text
+    assert "Bits per layer" not in text
+    assert "smaller weights" not in text
+    assert {path.name for path in tmp_path.iterdir()} == FILES, "plots of the report before are gone"
+
+
+def test_hostile_layers_of_a_precision_record_stay_text(tmp_path: Path, make_result: MakeResult) -> None:
+    record = precision_record(4)
+    layers = tuple(replace(layer, name=HOSTILE, storage=HOSTILE) for layer in record.layers)
+    path = write_report(make_result(precision=replace(record, layers=layers)), Scenario(), tmp_path)
+    page = Page(path)
+    assert {tag for tag, _ in page.elements} & {"script", "img", "iframe", "object"} == set()
+    assert all(address.startswith("#") for address in page.addresses)
+    assert "\x1b" not in path.read_text(encoding="utf-8")
+
+
 def test_page_names_no_address(tmp_path: Path, make_result: MakeResult) -> None:
-    page = write_report(make_result(), Scenario(), tmp_path)
+    page = write_report(make_result(precision=precision_record()), Scenario(), tmp_path)
     content = page.read_text(encoding="utf-8")
     assert not re.search(r"https?:|//\w|@import|<script|<link|<iframe", content)
     assert not re.search(r"url\((?!#)", content)
@@ -124,7 +162,7 @@ def test_page_names_no_address(tmp_path: Path, make_result: MakeResult) -> None:
 
 
 def test_identifiers_are_unique_and_references_point_to_them(tmp_path: Path, make_result: MakeResult) -> None:
-    path = write_report(make_result(), Scenario(), tmp_path)
+    path = write_report(make_result(precision=precision_record()), Scenario(), tmp_path)
     page = Page(path)
     identifiers = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
     assert len(set(identifiers)) == len(identifiers)
@@ -147,8 +185,8 @@ def test_hostile_names_stay_text(tmp_path: Path, make_result: MakeResult, make_g
 
 def test_same_result_gives_the_same_bytes(tmp_path: Path, make_result: MakeResult) -> None:
     for name in ("one", "two"):
-        write_report(make_result(), Scenario(), tmp_path / name)
-    for name in FILES:
+        write_report(make_result(precision=precision_record()), Scenario(), tmp_path / name)
+    for name in FILES | OF_PRECISION:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
@@ -191,7 +229,7 @@ def test_later_report_replaces_an_earlier_one_and_its_plots(tmp_path: Path, make
     assert {path.name for path in tmp_path.iterdir()} == FILES - {"drift.png", "ranges.png"} | {"notes.txt"}
 
 
-@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize("name", sorted(FILES | OF_PRECISION))
 def test_file_of_another_program_is_not_replaced(tmp_path: Path, make_result: MakeResult, name: str) -> None:
     (tmp_path / name).write_bytes(b"precious")
     with pytest.raises(ConfigurationError, match=f"{name} was not written by quantfleet-sim; move it"):

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quantization.calibration_recipe import CalibrationRecipe, Strategy
 from quantization.errors import ConfigurationError
+from server.precision_settings import PrecisionSettings
 from simulation.scenario import Scenario, read_scenario
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -97,7 +99,7 @@ def test_typed_source_replaces_the_source_in_the_file(tmp_path: Path) -> None:
         ("device = 3", "unknown key 'device'; did you mean 'devices'?"),
         ('range_method = "mse"', "unknown key 'range_method'; did you mean 'range-method'?"),
         ("Seed = 1", "did you mean 'seed'?"),
-        ("zzz = 1", "unknown key 'zzz'; known: cache-dir, check-pooled, data"),
+        ("zzz = 1", "unknown key 'zzz'; known: cache-dir, calibration, check-pooled, data"),
         ('devices = "7"', "devices must be a whole number, not '7'"),
         ("devices = 7.0", "devices must be a whole number, not 7.0"),
         ("devices = true", "devices must be a whole number, not True"),
@@ -208,6 +210,79 @@ def test_command_says_what_differs_from_the_defaults(scenario: Scenario) -> None
         assert ("task", "=", scenario.task) in said
 
 
+def test_precision_has_a_table_of_its_own(tmp_path: Path) -> None:
+    file = write(
+        tmp_path,
+        """
+        [precision]
+        size-ratio = 10
+        rounding-rounds = 4
+        train-rounds = 2
+        latency-budget = 2.5
+        float-layer = ["head=fp16", "auto"]
+        """,
+    )
+    asked = PrecisionSettings(
+        size_ratio=10.0,
+        rounding_rounds=4,
+        train_rounds=2,
+        latency_budget_seconds=0.0025,
+        float_layers=(("head", "fp16"),),
+        may_choose_float=True,
+    )
+    assert read_scenario(file).precision == asked
+    assert read_scenario(file, precision={"rounding-rounds": None, "float-layer": []}).precision == asked
+
+
+def test_typed_goal_wins_over_another_one_in_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path, "[precision]\nsize-ratio = 10\nrounding-rounds = 4")
+    typed = {"max-drop": 0.5, "size-ratio": None}
+    assert read_scenario(file, precision=typed).precision == PrecisionSettings(
+        max_drop=0.5, rounding_rounds=4
+    )
+
+
+def test_goal_may_be_typed_where_the_file_has_none(tmp_path: Path) -> None:
+    file = write(tmp_path, "[precision]\nrounding-rounds = 4")
+    with pytest.raises(ConfigurationError, match="precision is asked for without a goal"):
+        read_scenario(file)
+    asked = PrecisionSettings(weight_bits=3, rounding_rounds=4)
+    assert read_scenario(file, precision={"weight-bits": 3}).precision == asked
+
+
+def test_precision_is_not_asked_for_unless_it_is(tmp_path: Path) -> None:
+    assert read_scenario(write(tmp_path, "[precision]")).precision is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("precision = 10", "precision must be a table of settings, such as { size-ratio = 10 }, not 10"),
+        (
+            "[precision]\nsize_ratio = 10",
+            "unknown setting 'size_ratio' of precision; did you mean 'size-ratio'?",
+        ),
+        ('[precision]\nsize-ratio = "10"', "size-ratio must be a number, not '10'"),
+        ("[precision]\nweight-bits = 4.0", "weight-bits must be a whole number, not 4.0"),
+        ("[precision]\nfloat-layer = 3", "float-layer must be a list of texts"),
+        ("[precision.size-ratio.a]", "size-ratio must be a number, not {'a': {}}"),
+    ],
+)
+def test_precision_of_another_type_is_refused_with_the_file(tmp_path: Path, text: str, message: str) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(ConfigurationError) as caught:
+        read_scenario(file)
+    assert f"scenario {file}: {message}" in str(caught.value)
+
+
+def test_command_of_a_study_has_what_a_study_takes() -> None:
+    scenario = Scenario(
+        generations=5, seed=3, check_pooled=True, precision=PrecisionSettings(size_ratio=10.0)
+    )
+    assert scenario.to_command("pareto") == "quantfleet-sim pareto --seed=3"
+    assert "--size-ratio=10.0 --check-pooled" in scenario.to_command()
+
+
 def test_command_names_no_folder() -> None:
     assert Scenario(out=Path("secret"), cache_dir=Path("secret")).to_command() == "quantfleet-sim run"
 
@@ -221,3 +296,55 @@ def test_example_is_a_scenario(file: Path) -> None:
 
 def test_there_are_examples() -> None:
     assert len(list(EXAMPLES.glob("*.toml"))) >= 3
+
+
+def test_a_table_sets_the_calibration_and_options_win_over_it(tmp_path: Path) -> None:
+    file = write(
+        tmp_path,
+        """
+        [calibration]
+        strategy = "loss"
+        hard_sample_weight = 4
+        augmentations = ["flip", "noise=0.05"]
+        """,
+    )
+    recipe = CalibrationRecipe(Strategy.LOSS, 4.0, ("flip", "noise=0.05"))
+    scenario = read_scenario(file)
+    assert scenario.calibration == recipe
+    assert shlex.split(scenario.to_command())[2:] == [
+        "--calibration=loss",
+        "--hard-sample-weight=4.0",
+        "--augment=flip",
+        "--augment=noise=0.05",
+    ]
+    typed = read_scenario(file, calibration={"strategy": "margin", "augmentations": ["brightness=0.1"]})
+    assert typed.calibration == CalibrationRecipe(Strategy.MARGIN, 4.0, ("brightness=0.1",))
+    assert read_scenario(file, calibration={"strategy": "uniform"}).calibration == CalibrationRecipe(
+        augmentations=("flip", "noise=0.05")
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("weight = 2.0", "unknown setting 'weight' of calibration"),
+        ('strategy = "margin"\nhard_sample_weight = nan', "is nan; give a number from 1 to 256"),
+        ('strategy = "margin"\nhard_sample_weight = 0.99', "is 0.99; give a number from 1 to 256"),
+        ('augmentations = ["sharpen=2"]', "unknown augmentation 'sharpen'; known: flip"),
+        ('augmentations = ["flip", "flip"]', "'flip' is given 2 times; give it once"),
+    ],
+)
+def test_a_wrong_calibration_is_refused_with_file_value_and_remedy(
+    tmp_path: Path, table: str, said: str
+) -> None:
+    file = write(tmp_path, f"[calibration]\n{table}\n")
+    with pytest.raises(ConfigurationError) as caught:
+        read_scenario(file)
+    assert str(caught.value).startswith(f"scenario {file}: ")
+    assert said in str(caught.value)
+
+
+def test_a_calibration_that_is_no_table_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path, 'calibration = "margin"\n')
+    with pytest.raises(ConfigurationError, match="calibration must be a table of settings"):
+        read_scenario(file)

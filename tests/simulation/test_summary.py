@@ -5,14 +5,18 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from precision_examples import precision_record
 
 from simulation.result import Accuracy, ExperimentResult, GenerationResult
 from simulation.summary import (
+    describe_precision,
+    format_bits,
     format_bytes,
     format_clients,
     format_drift,
     format_outcome,
     format_percent,
+    format_points,
     printable,
     summarize,
 )
@@ -75,6 +79,15 @@ def test_sentence_without_labels_speaks_of_agreement(make_result: MakeResult, ma
     )
 
 
+def test_sentence_tells_how_small_a_published_model_is(make_result: MakeResult, make_generation: Any) -> None:
+    record = replace(precision_record(4), size_ratio=10.06)
+    assert summarize(make_result(precision=record)).endswith(
+        "won back 25.1 of them, with weights 10.1× smaller than in fp32."  # noqa: RUF001  # what is printed
+    )
+    refused = (make_generation(published=False),)
+    assert summarize(make_result(precision=record, generations=refused)).endswith("no update was published.")
+
+
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
 def test_sentence_never_claims_a_gain_where_accuracy_fell(lab: float, frozen: float, tuned: float) -> None:
     generation = GenerationResult(
@@ -119,6 +132,32 @@ def test_unknown_shares_are_dashes() -> None:
 def test_dropped_devices_are_counted_beside_the_others(make_generation: Any) -> None:
     assert format_clients(make_generation(dropped={"late": 2, "failed": 0})) == "47 (2 late)"
     assert format_clients(make_generation(dropped={})) == "47"
+
+
+def test_bits_are_listed_in_the_order_of_the_graph_and_counted_where_there_are_many() -> None:
+    assert format_bits(precision_record(4)) == "6 3 4 fp16"
+    assert format_bits(precision_record(1)) == "6"
+    assert format_bits(precision_record(100)) == "2 in 14, 3 in 42, 4 in 14, 6 in 15, 8 in 14, fp16 in 1"
+
+
+def test_precision_is_described_with_its_price() -> None:
+    record = replace(
+        precision_record(4), size_ratio=9.96, weight_bytes=108_200, fp32_weight_bytes=1_078_000,
+        predicted_loss=0.01234, measured_loss=0.02,
+    )  # fmt: skip
+    first, second = describe_precision(record)
+    assert first == (
+        "Weights are 10.0× smaller than in fp32: 108.2 KB of 1.1 MB, and 10.3 KB of manifest and skeleton;"  # noqa: RUF001
+        " predicted divergence 0.0123 nats, measured 0.02 nats; tuned in 8.3 s."
+    )
+    assert second == "Bits by layer: 6 3 4 fp16."
+    assert "measured" not in describe_precision(replace(record, measured_loss=None))[0]
+
+
+def test_points_have_a_true_minus_sign_and_no_signed_zero() -> None:
+    assert [format_points(p) for p in (-0.44, 0.31, 0.04, -0.04, -0.0)] == [
+        "\N{MINUS SIGN}0.4 points", "+0.3 points", "0.0 points", "0.0 points", "0.0 points",
+    ]  # fmt: skip
 
 
 def test_outcome_gives_the_reason(make_generation: Any) -> None:

@@ -7,12 +7,17 @@ from simulation.grid import InProcessGrid
 from strategies.assessment_round import assess
 from strategies.messages import AssessRequest, Delivery, DeviceHello
 from strategies.records import decode_assess_request, encode_assessment
+from strategies.rounds import RoundContext
 
 
 def _counts(position: int) -> AssessmentCounts:
     rng = np.random.default_rng(position)
     current, candidate, reference = rng.normal(size=(3, 8, 4))
     return of_device(count_outputs(current, candidate, reference, rng.integers(-1, 4, 8)))
+
+
+def _context(grid: InProcessGrid) -> RoundContext:
+    return RoundContext(grid, clock=grid.clock)
 
 
 def _cohort(grid: InProcessGrid) -> tuple[DeviceHello, ...]:
@@ -22,7 +27,7 @@ def _cohort(grid: InProcessGrid) -> tuple[DeviceHello, ...]:
 def test_counts_of_the_cohort_are_added() -> None:
     grid = InProcessGrid(app_that("assess", lambda position, _: encode_assessment(_counts(position))), 7)
     request = AssessRequest(Delivery(b"now"), Delivery(b"next"))
-    outcome = assess(grid, _cohort(grid), request, clock=grid.clock)
+    outcome = assess(_context(grid), _cohort(grid), request)
     expected = AssessmentCounts.empty()
     for position in range(7):
         expected = expected.merge(_counts(position))
@@ -40,7 +45,9 @@ def test_a_device_cannot_speak_for_many_nor_about_another_model() -> None:
 
     grid = InProcessGrid(app_that("assess", answer), 8)
     outcome = assess(
-        grid, _cohort(grid), AssessRequest(Delivery(b"now"), Delivery(b"next")), clock=grid.clock
+        _context(grid),
+        _cohort(grid),
+        AssessRequest(Delivery(b"now"), Delivery(b"next")),
     )
     assert outcome.failed == {"malformed": 2}
     assert outcome.value.devices == 6
@@ -56,12 +63,11 @@ def test_current_and_candidate_are_delivered_apart() -> None:
 
     grid = InProcessGrid(app_that("assess", answer), 2)
     request = AssessRequest(Delivery(b"now"), Delivery(b"next"))
-    assess(grid, _cohort(grid), request, clock=grid.clock)
+    assess(_context(grid), _cohort(grid), request)
     assess(
-        grid,
+        _context(grid),
         _cohort(grid),
         request,
         deliver_candidate=lambda held: Delivery(b"x" + held.encode()),
-        clock=grid.clock,
     )
     assert set(seen) == {(b"now", b"next"), (b"now", b"x")}

@@ -14,6 +14,7 @@ from strategies.records import (
     encode_moments,
     encode_ranges,
 )
+from strategies.rounds import RoundContext
 
 LAYERS = LayerLayout(("conv",), (2,))
 SITES = SiteLayout(("act", "out"), (FixedGrid(-4, -64, 128), FixedGrid(-4, -64, 128)))
@@ -29,6 +30,10 @@ def _moments(position: int) -> ChannelMoments:
     return ChannelMoments.from_batch(
         np.full(2, values.mean()), np.full(2, values.var()), values.size, REFERENCE
     ).as_device()
+
+
+def _context(grid: InProcessGrid) -> RoundContext:
+    return RoundContext(grid, clock=grid.clock)
 
 
 def _cohort(grid: InProcessGrid, digests: tuple[str, ...] = ("",)) -> tuple[DeviceHello, ...]:
@@ -52,7 +57,7 @@ def _answer_ranges(position: int, content: RecordDict) -> RecordDict:
 
 def test_moments_of_the_cohort_are_merged() -> None:
     grid = InProcessGrid(app_that("calibrate", _answer_moments), 20)
-    outcome = calibrate_moments(grid, _cohort(grid), MomentsRequest(Delivery(b"m"), LAYERS), clock=grid.clock)
+    outcome = calibrate_moments(_context(grid), _cohort(grid), MomentsRequest(Delivery(b"m"), LAYERS))
     expected = ChannelMoments.empty(2)
     for position in range(20):
         expected = expected.merge(_moments(position))
@@ -65,7 +70,7 @@ def test_histograms_with_dropouts_equal_those_of_all_values_that_came() -> None:
     app = app_that("calibrate", _answer_ranges)
     grid = InProcessGrid(app, 20, fault=lambda position, _: Dropout() if position % 4 == 0 else None)
     request = RangesRequest(Delivery(b"m"), LAYERS, SiteLayout(SITES.names))
-    outcome = calibrate_ranges(grid, _cohort(grid), request, clock=grid.clock)
+    outcome = calibrate_ranges(_context(grid), _cohort(grid), request)
     pooled = np.concatenate([_values(position) for position in range(20) if position % 4])
     assert outcome.replied == 15
     assert outcome.value.histograms == dict.fromkeys(SITES.names, DyadicHistogram.from_values(pooled))
@@ -74,7 +79,7 @@ def test_histograms_with_dropouts_equal_those_of_all_values_that_came() -> None:
 def test_fixed_grids_change_the_bins_and_nothing_else() -> None:
     grid = InProcessGrid(app_that("calibrate", _answer_ranges), 20)
     request = RangesRequest(Delivery(b"m"), LAYERS, SITES)
-    outcome = calibrate_ranges(grid, _cohort(grid), request, clock=grid.clock)
+    outcome = calibrate_ranges(_context(grid), _cohort(grid), request)
     pooled = DyadicHistogram.from_values(np.concatenate([_values(position) for position in range(20)]))
     assert pooled.maximum > 4  # so that some devices do not fit the grid
     assert outcome.value.histograms["act"] == pooled.coarsen(-4)
@@ -88,9 +93,7 @@ def test_a_malformed_reply_leaves_no_part_of_itself_behind() -> None:
         return reply
 
     grid = InProcessGrid(app_that("calibrate", answer), 3)
-    outcome = calibrate_ranges(
-        grid, _cohort(grid), RangesRequest(Delivery(b"m"), LAYERS, SITES), clock=grid.clock
-    )
+    outcome = calibrate_ranges(_context(grid), _cohort(grid), RangesRequest(Delivery(b"m"), LAYERS, SITES))
     assert outcome.failed == {"malformed": 1}
     assert outcome.value.plain["conv"] == _moments(0).merge(_moments(2))
     assert outcome.value.sample_count == 100
@@ -107,7 +110,9 @@ def test_each_group_of_devices_gets_what_it_lacks_and_shares_it() -> None:
     cohort = _cohort(grid, ("aa", "bb"))
     request = MomentsRequest(Delivery(b"unused"), LAYERS)
     calibrate_moments(
-        grid, cohort, request, deliver=lambda held: Delivery(f"for {held}".encode()), clock=grid.clock
+        RoundContext(grid, deliver=lambda held: Delivery(f"for {held}".encode()), clock=grid.clock),
+        cohort,
+        request,
     )
     assert {manifest for manifest, _ in seen.values()} == {b"for aa", b"for bb"}
     assert len({content for _, content in seen.values()}) == 2

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statistics_strategies import device_counts, device_moments, histograms
 
+from quantization.calibration_recipe import CalibrationRecipe, Strategy
 from quantization.errors import ConfigurationError, MalformedError
 from quantization.fixed_grid import FixedGrid
 from quantization.histogram import DyadicHistogram
@@ -52,6 +53,9 @@ deliveries = st.builds(
 layer_layouts = st.dictionaries(st.text(max_size=9), st.integers(1, 9), max_size=4).map(LayerLayout.of)
 grids = st.builds(FixedGrid, st.integers(-20, 20), st.integers(-50, 50), st.integers(1, 64))
 batch_sizes = st.integers(1, 1 << 16)
+augmentations = st.lists(st.sampled_from(["flip", "noise=0.05", "rotation=7.5"]), unique=True).map(tuple)
+recipes = st.builds(CalibrationRecipe, st.sampled_from(Strategy), st.floats(1, 256), augmentations)
+seeds = st.integers(0, (1 << 63) - 1)
 
 
 @st.composite
@@ -77,7 +81,7 @@ def test_a_hello_comes_back(hello: DeviceHello) -> None:
     assert decode_hello(encode_hello(hello), 7) == hello
 
 
-@given(st.builds(MomentsRequest, deliveries, layer_layouts, batch_sizes))
+@given(st.builds(MomentsRequest, deliveries, layer_layouts, batch_sizes, recipes, seeds))
 def test_a_moments_request_comes_back(request: MomentsRequest) -> None:
     content = encode_moments_request(request)
     assert read_phase(content) == "moments"
@@ -92,12 +96,43 @@ def test_a_moments_request_comes_back(request: MomentsRequest) -> None:
         site_layouts(),
         st.none() | st.binary(max_size=99),
         batch_sizes,
+        recipes,
+        seeds,
     )
 )
 def test_a_ranges_request_comes_back(request: RangesRequest) -> None:
     content = encode_ranges_request(request)
     assert read_phase(content) == "ranges"
     assert decode_ranges_request(content) == request
+
+
+def test_a_request_without_a_recipe_says_nothing_of_one() -> None:
+    layers, sites = LayerLayout(("a",), (3,)), SiteLayout(("x",))
+    for content in (
+        encode_moments_request(MomentsRequest(Delivery(b"m"), layers)),
+        encode_ranges_request(RangesRequest(Delivery(b"m"), layers, sites)),
+    ):
+        assert not [key for key in content["settings"] if key.startswith("calibration")]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("calibration", "entropy 2.0"),
+        ("calibration", "margin nan"),
+        ("calibration", "margin 0.5"),
+        ("calibration", "uniform 2.0 sharpen=2"),
+        ("calibration", "margin 2.0" + " " * 600),
+        ("calibration", 4),
+        ("calibration_seed", -1),
+        ("calibration_seed", "1"),
+    ],
+)
+def test_a_recipe_that_this_version_cannot_follow_is_refused(key: str, value: str | int) -> None:
+    content = encode_moments_request(MomentsRequest(Delivery(b"m"), LayerLayout(("a",), (3,))))
+    content["settings"][key] = value
+    with pytest.raises(MalformedError):
+        decode_moments_request(content)
 
 
 @given(st.builds(AssessRequest, deliveries, deliveries, batch_sizes))

@@ -246,6 +246,28 @@ def branches() -> bytes:
     return b.bytes(b.gemm(x, 8, 3))
 
 
+def encoder_block(b: ModelBuilder, x: str, width: int, heads: int) -> str:
+    """Attention and a GELU MLP of twice the width, each behind LayerNormalization and added to its input."""
+
+    def split_heads(y: str, perm: list[int]) -> str:
+        return b.add("Transpose", [b.add("Reshape", [y, b.ints(0, 0, heads, width // heads)])], perm=perm)
+
+    y = layer_norm(b, x, width)
+    q, k, v = (b.linear(y, width, width) for _ in range(3))
+    scores = b.add("MatMul", [split_heads(q, [0, 2, 1, 3]), split_heads(k, [0, 2, 3, 1])])
+    weights = b.add("Softmax", [b.add("Mul", [scores, b.constant((width / heads) ** -0.5)])], axis=-1)
+    y = b.add("MatMul", [weights, split_heads(v, [0, 2, 1, 3])])
+    y = b.add("Reshape", [b.add("Transpose", [y], perm=[0, 2, 1, 3]), b.ints(0, 0, width)])
+    x = b.add("Add", [x, b.linear(y, width, width)])
+    y = b.add("Gelu", [b.linear(layer_norm(b, x, width), width, 2 * width)])
+    return b.add("Add", [x, b.linear(y, 2 * width, width)])
+
+
+def layer_norm(b: ModelBuilder, y: str, width: int) -> str:
+    scale = b.constant(b.rng.uniform(0.5, 1.5, width))
+    return b.add("LayerNormalization", [y, scale, b.random(width, gain=0.1)])
+
+
 def transformer(tokens: int = 16, width: int = 32, heads: int = 4) -> bytes:
     """Patch embedding, one attention block with GELU MLP, mean over tokens, Gemm; 4x4 patches are tokens."""
     side = int(tokens**0.5) * 4
@@ -254,24 +276,20 @@ def transformer(tokens: int = 16, width: int = 32, heads: int = 4) -> bytes:
     x = b.add("Conv", ["x", *patches], strides=[4, 4], kernel_shape=[4, 4])
     x = b.add("Transpose", [b.add("Reshape", [x, b.ints(0, width, -1)])], perm=[0, 2, 1])
     x = b.add("Add", [x, b.random(1, tokens, width, gain=0.2)])
+    x = encoder_block(b, x, width, heads)
+    x = b.add("ReduceMean", [layer_norm(b, x, width), b.ints(1)], keepdims=0)
+    return b.bytes(b.gemm(x, width, 5))
 
-    def norm(y: str) -> str:
-        scale = b.constant(b.rng.uniform(0.5, 1.5, width))
-        return b.add("LayerNormalization", [y, scale, b.random(width, gain=0.1)])
 
-    def split_heads(y: str, perm: list[int]) -> str:
-        return b.add("Transpose", [b.add("Reshape", [y, b.ints(0, 0, heads, width // heads)])], perm=perm)
-
-    y = norm(x)
-    q, k, v = (b.linear(y, width, width) for _ in range(3))
-    scores = b.add("MatMul", [split_heads(q, [0, 2, 1, 3]), split_heads(k, [0, 2, 3, 1])])
-    weights = b.add("Softmax", [b.add("Mul", [scores, b.constant((width / heads) ** -0.5)])], axis=-1)
-    y = b.add("MatMul", [weights, split_heads(v, [0, 2, 1, 3])])
-    y = b.add("Reshape", [b.add("Transpose", [y], perm=[0, 2, 1, 3]), b.ints(0, 0, width)])
-    x = b.add("Add", [x, b.linear(y, width, width)])
-    y = b.add("Gelu", [b.linear(norm(x), width, 2 * width)])
-    x = b.add("Add", [x, b.linear(y, 2 * width, width)])
-    x = b.add("ReduceMean", [norm(x), b.ints(1)], keepdims=0)
+def text_encoder(length: int = 12, width: int = 32, heads: int = 4, vocabulary: int = 16) -> bytes:
+    """Embedding of token numbers, two attention blocks, the first token, Gemm; input (N, length), whole numbers."""
+    b = ModelBuilder(["N", length])
+    table = b.random(vocabulary, width)
+    x = b.add("Gather", [table, b.add("Cast", ["x"], to=TensorProto.INT64)])
+    x = b.add("Add", [x, b.random(1, length, width, gain=0.2)])
+    for _ in range(2):
+        x = encoder_block(b, x, width, heads)
+    x = b.add("Gather", [layer_norm(b, x, width), b.constant(0, np.int64)], axis=1)
     return b.bytes(b.gemm(x, width, 5))
 
 
@@ -285,6 +303,7 @@ ALL_MODELS = {
     "mlp": mlp,
     "branches": branches,
     "transformer": transformer,
+    "text_encoder": text_encoder,
 }
 
 
@@ -305,6 +324,7 @@ def open_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     buffers = [np.ascontiguousarray(content).tobytes() for content in (files or {}).values()]
     if files:
         lengths = [len(buffer) for buffer in buffers]

@@ -1,0 +1,54 @@
+"""How a model is trained on one device, and how devices' updates are put together: settings without torch."""
+
+import math
+from dataclasses import dataclass, fields
+
+from quantization.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """One device's share of a training round.
+
+    Rates are in natural units, so that one value fits every layer: weights in steps between codes, steps as parts of
+    themselves, biases in steps of the layer's 8-bit output.
+
+    Attributes:
+        epochs: Passes over the device's inputs; 0 only measures the loss.
+        batch_size: Inputs a step.
+        weight_rate: Adam's step for shadow weights (arXiv:1412.6980), in steps between codes.
+        step_rate: For steps, as a part of each.
+        bias_rate: For biases, in steps of the layer's output.
+        temperature: That soften both models' answers before they are compared (distillation, arXiv:1503.02531).
+        label_weight: Of the cross entropy with labels beside the distillation; 0 ignores labels.
+        distillation_weight: Of the distillation where a row has a label; rows without weigh 1.
+        measured_rows: Inputs, at most, that the loss is measured on before training.
+        seed: Of the order of inputs.
+    """
+
+    epochs: int = 1
+    batch_size: int = 10
+    weight_rate: float = 0.05
+    step_rate: float = 0.005
+    bias_rate: float = 0.05
+    temperature: float = 2.0
+    label_weight: float = 0.5
+    distillation_weight: float = 1.0
+    measured_rows: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what no training can use."""
+        if not (0 <= self.epochs <= 1000 and 1 <= self.batch_size <= 1 << 16 and 0 <= self.seed < 1 << 63):
+            raise ConfigurationError(
+                f"{self.epochs} epochs of batches of {self.batch_size} with seed {self.seed}"
+            )
+        if not 0 <= self.measured_rows <= 1 << 16:
+            raise ConfigurationError(f"the loss cannot be measured on {self.measured_rows} rows")
+        for name in (f.name for f in fields(self) if f.type in (float, "float")):
+            value = float(getattr(self, name))
+            if not (math.isfinite(value) and 0 <= value <= 1e6) or (name == "temperature" and value < 1e-3):
+                raise ConfigurationError(f"{name} {value} cannot be trained with")
+
+
+DEFAULT_TRAINING = TrainingSettings()

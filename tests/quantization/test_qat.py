@@ -1,0 +1,190 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import ALL_MODELS, ModelBuilder, digits_cnn, example_inputs, mlp, observed_policy, run
+
+from quantization.compile import compile_inference, site_params
+from quantization.errors import ConfigurationError, UnsupportedModelError
+from quantization.graph import GraphPlan, analyze, canonicalize
+from quantization.layer_codes import LayerCodes
+from quantization.policy import Policy
+from quantization.qat import LearnedStep, QatModel, Rows, row_losses, train_locally
+from quantization.training_model import finish_state, start_state
+from quantization.training_settings import TrainingSettings
+from quantization.training_state import LayerState, TrainingGrid
+from quantization.training_update import states_equal
+
+
+def _grids(plan: GraphPlan, bits: int) -> dict[str, TrainingGrid]:
+    return {layer.name: TrainingGrid((1 << (bits - 1)) - 1) for layer in plan.layers}
+
+
+class _Start:
+    """A model with weights of some bits, rounded to nearest, as training starts."""
+
+    def __init__(self, model: bytes, bits: int, rows: int = 64) -> None:
+        self.content = canonicalize(model)
+        self.plan = analyze(self.content)
+        self.inputs = example_inputs(model, rows)
+        self.policy: Policy = observed_policy(self.content, self.plan, self.inputs, bits=bits)
+        self.grids = _grids(self.plan, bits)
+        self.activations = {site.name: site_params(site, self.policy) for site in self.plan.sites}
+        self.qat = QatModel(self.content, self.plan, self.grids, self.activations)
+        self.codes = _nearest(self.qat, self.grids)
+        self.state = start_state(self.content, self.plan, self.policy, self.codes, self.grids)
+        self.reference = self.qat.reference_logits(self.inputs)
+        self.units = {
+            layer.name: float(self.activations[layer.output_site].scale) if layer.output_site else 1.0
+            for layer in self.plan.layers
+        }
+
+    def rows(self, labels: np.ndarray | None = None) -> Rows:
+        return Rows(self.inputs, labels, self.reference)
+
+
+def _nearest(model: QatModel, grids: dict[str, TrainingGrid]) -> dict[str, LayerCodes]:
+    codes = {}
+    for name, layer in model.original.items():
+        ratio = np.rint(layer.weight / layer.step[:, None]).astype(np.int8)
+        codes[name] = LayerCodes(ratio, layer.step, np.zeros(len(layer.step)))
+    return codes
+
+
+@pytest.mark.parametrize("name", ALL_MODELS)
+def test_float_model_equals_onnx_runtime(name: str) -> None:
+    model = canonicalize(ALL_MODELS[name]())
+    x = example_inputs(model, 3)
+    expected = next(iter(run(model, x).values()))
+    plan = analyze(model)
+    qat = QatModel(model, plan, _grids(plan, 8), {})
+    np.testing.assert_allclose(qat.reference_logits(x), expected, atol=1e-4 * max(1, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("name", ALL_MODELS)
+def test_quantized_start_answers_as_the_compiled_model(name: str) -> None:
+    start = _Start(ALL_MODELS[name](), 8, rows=32)
+    compiled = compile_inference(start.content, start.plan, start.policy)
+    expected = next(iter(run(compiled.skeleton, start.inputs, compiled.files).values()))
+    start.qat.load(start.state)
+    actual = start.qat.logits(start.inputs)
+    assert (actual.argmax(-1) == expected.argmax(-1)).mean() >= 0.85
+    assert np.abs(actual - expected).mean() < 0.04 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_codes_come_back_until_training_moves_them(bits: int) -> None:
+    start = _Start(digits_cnn(), bits)
+    finished = finish_state(start.content, start.plan, start.policy, start.state, start.grids)
+    for name, codes in start.codes.items():
+        np.testing.assert_array_equal(finished[name].codes, codes.codes)
+        np.testing.assert_array_equal(finished[name].scale, codes.scale)
+        np.testing.assert_allclose(finished[name].bias_shift, 0, atol=1e-6)
+
+
+def test_gradient_of_the_step_is_that_of_the_paper() -> None:
+    rng = np.random.default_rng(0)
+    weight = torch.from_numpy(rng.normal(size=(3, 50)).astype(np.float32)).requires_grad_()
+    step = torch.tensor([0.3, 0.5, 0.1]).requires_grad_()
+    upstream = torch.from_numpy(rng.normal(size=(3, 50)).astype(np.float32))
+    q = 3
+    LearnedStep.apply(weight, step, q).backward(upstream)
+    v = weight.detach().numpy() / step.detach().numpy()[:, None]
+    slope = np.where(v <= -q, -q, np.where(v >= q, q, np.rint(v) - v))  # equation 3
+    expected = (upstream.numpy() * slope).sum(1) / np.sqrt(50 * q)  # section 2.2
+    np.testing.assert_allclose(step.grad, expected, rtol=1e-4)
+    np.testing.assert_allclose(weight.grad, upstream.numpy() * (np.abs(v) <= q))  # equation 5
+
+
+def test_training_towards_the_float_model_lowers_the_loss_and_moves_codes() -> None:
+    start = _Start(digits_cnn(), 2)
+    settings = TrainingSettings(epochs=6, batch_size=8, weight_rate=0.02, bias_rate=0.5, measured_rows=64)
+    result = train_locally(start.qat, start.state, start.rows(), settings, start.units, keeps_best=True)
+    measure = TrainingSettings(epochs=0, measured_rows=64)
+    again = train_locally(start.qat, result.state, start.rows(), measure, start.units)
+    assert again.loss < 0.7 * result.loss
+    finished = finish_state(start.content, start.plan, start.policy, result.state, start.grids)
+    assert any((finished[name].codes != start.codes[name].codes).any() for name in finished)
+    assert all(np.abs(layer.codes).max() <= 1 for layer in finished.values())
+
+
+def test_best_state_is_never_worse_than_the_start() -> None:
+    start = _Start(mlp(), 3)
+    wild = TrainingSettings(epochs=2, batch_size=4, weight_rate=2.0, bias_rate=100.0, measured_rows=64)
+    result = train_locally(start.qat, start.state, start.rows(), wild, start.units, keeps_best=True)
+    assert states_equal(result.state, start.state)
+
+
+def test_training_is_deterministic() -> None:
+    start = _Start(digits_cnn(), 3)
+    labels = np.arange(64) % 3 - 1
+    settings = TrainingSettings(epochs=1, seed=5)
+    a, b, c = (
+        train_locally(start.qat, start.state, start.rows(labels), chosen, start.units).state
+        for chosen in (settings, settings, TrainingSettings(epochs=1, seed=6))
+    )
+    assert states_equal(a, b)
+    assert not states_equal(a, c)
+
+
+def test_unlabelled_rows_are_trained_towards_the_reference_alone() -> None:
+    rng = np.random.default_rng(0)
+    logits, reference = (torch.from_numpy(rng.normal(size=(4, 3))) for _ in range(2))
+    settings = TrainingSettings(temperature=1.0, label_weight=1.0, distillation_weight=0.0)
+    prior = torch.zeros(3)
+    losses = row_losses(logits, reference, torch.tensor([-1, 0, 2, -1]), prior, settings)
+    p, q = reference.log_softmax(-1), logits.log_softmax(-1)
+    expected = (p.exp() * (p - q)).sum(-1)
+    expected[1], expected[2] = -q[1, 0], -q[2, 2]
+    torch.testing.assert_close(losses, expected)
+
+
+def test_steps_that_are_not_learned_stay() -> None:
+    start = _Start(mlp(), 4)
+    fixed = {name: TrainingGrid(grid.greatest_code, learns_step=False) for name, grid in start.grids.items()}
+    model = QatModel(start.content, start.plan, fixed, start.activations)
+    trained = train_locally(model, start.state, start.rows(), TrainingSettings(), start.units).state
+    for name, layer in trained.items():
+        np.testing.assert_array_equal(layer.step, start.state[name].step)
+
+
+def test_unknown_operator_is_named() -> None:
+    b = ModelBuilder(["N", 3, 8, 8])
+    x = b.add("Relu", [b.conv("x", 3, 4, 3)])
+    x = b.add("LpNormalization", [x], axis=1)
+    model = canonicalize(b.bytes(b.gemm(b.add("Flatten", [x]), 256, 3)))
+    plan = analyze(model)
+    with pytest.raises(UnsupportedModelError, match="LpNormalization"):
+        QatModel(model, plan, _grids(plan, 4), {})
+
+
+@pytest.mark.parametrize("part", ["weight", "step", "bias", "absent"])
+def test_state_of_another_model_is_refused(part: str) -> None:
+    start = _Start(mlp(), 4)
+    name = next(iter(start.state))
+    held = start.state[name]
+    parts: dict[str, Any] = {"weight": held.weight, "step": held.step, "bias": held.bias}
+    if part == "weight":
+        parts["weight"] = held.weight[:, 1:]
+    if part == "bias":
+        parts["bias"] = held.bias[:0]
+    if part == "step":
+        parts = {key: value[1:] for key, value in parts.items()}
+    changed = dict(start.state) | {name: LayerState(**parts)}
+    if part == "absent":
+        del changed[name]
+    with pytest.raises(ConfigurationError, match="does not hold"):
+        start.qat.load(changed)
+
+
+def test_device_without_rows_cannot_train() -> None:
+    start = _Start(mlp(), 4)
+    with pytest.raises(ConfigurationError, match="without inputs"):
+        train_locally(
+            start.qat,
+            start.state,
+            Rows(start.inputs[:0], None, start.reference[:0]),
+            TrainingSettings(),
+            start.units,
+        )
