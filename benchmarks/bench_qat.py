@@ -39,7 +39,7 @@ from server.registry import Registry
 from server.training import DEFAULT_PLAN, TrainingPlan, TrainingRoundReport, train_weights
 from simulation.bench import Bench
 from simulation.device import forget_fleet
-from simulation.evaluation import accuracy, float_model
+from simulation.evaluation import InferFunction, accuracy, float_model
 from simulation.fleet import Fleet, FleetSettings
 from simulation.measured_grid import Traffic
 from simulation.scenario import Scenario
@@ -126,16 +126,16 @@ def round_uniformly(
     return found
 
 
-def compiled_accuracy(
-    bench: Bench, model: PlannedModel, policy: Policy, weights: Mapping[str, LayerCodes], rows: int
-) -> float:
-    """Return the percentage of test rows that the compiled int8 graph gets right."""
-    run, output = open_session(compile_inference(model.content, model.plan, policy, weights)), 0
-    names = model.plan.output_names
+def compiled(model: PlannedModel, policy: Policy, weights: Mapping[str, LayerCodes]) -> InferFunction:
+    """Return inference with the compiled int8 graph, as devices run it."""
+    run = open_session(compile_inference(model.content, model.plan, policy, weights))
+    return lambda inputs: run(inputs)[model.plan.output_names[0]]
+
+
+def percent(bench: Bench, infer: InferFunction, rows: int) -> float:
+    """Return the percentage of test rows that a model gets right."""
     labels = bench.fleet.task.test_y
-    found = accuracy(
-        lambda x: run(x)[names[output]], bench.field_inputs[:rows], None if labels is None else labels[:rows]
-    )
+    found = accuracy(infer, bench.field_inputs[:rows], None if labels is None else labels[:rows])
     return 100 * (found or 0.0)
 
 
@@ -157,14 +157,8 @@ def measure(bench: Bench, bits: int, plan: TrainingPlan, rows: int, *, is_labell
     context = RoundContext(bench.grid, bench.settings.rounds, clock=bench.grid.clock)
     trained = train_weights(context, devices, model, policy, start, plan=plan, on_round=on_round)
     seconds = time.process_time() - began
-    labels = bench.fleet.task.test_y
-    fp32 = 100 * (
-        accuracy(
-            float_model(model.content), bench.field_inputs[:rows], None if labels is None else labels[:rows]
-        )
-        or 0.0
-    )
-    before, after = (compiled_accuracy(bench, model, policy, w, rows) for w in (start, trained))
+    fp32 = percent(bench, float_model(model.content), rows)
+    before, after = (percent(bench, compiled(model, policy, weights), rows) for weights in (start, trained))
     sizes = [
         sum(stored_size_bytes(layer.codes) for layer in weights.values()) for weights in (start, trained)
     ]

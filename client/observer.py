@@ -16,6 +16,9 @@ from quantization.errors import ConfigurationError, MalformedError
 from quantization.moments import ChannelReference
 from quantization.observation import BatchFloor, Observation, ValuesSink, batches, finite_inputs, observe
 
+LEAST_AUGMENTED = 4
+"""Inputs that a device needs to make a batch that normalises itself with the help of copies; fewer show too little."""
+
 
 class Observer:
     """Runs the observation graphs of one artifact.
@@ -76,13 +79,14 @@ class Observer:
 
         Args:
             inputs: Shape (N, ...), N may be 0.
-            recipe: Which copies join the inputs; moments have no weights.
+            recipe: Which copies join the inputs, where there are 4 at least; moments have no weights.
             seed: Of the copies.
 
         Raises:
             ConfigurationError: If the artifact was built without the lab's moments.
         """
-        rows, _ = prepare_inputs(recipe.unweighted, inputs, self.logits, None, seed)
+        chosen = recipe.unweighted if len(inputs) >= LEAST_AUGMENTED else DEFAULT_RECIPE
+        rows, _ = prepare_inputs(chosen, inputs, self.logits, None, seed)
         graph = self._stage.normalizing
         if not self._stage.layers:  # a model of one layer: there is none whose moments could be restored
             seen = observe(lambda _: {}, rows, {}, self._batch_size)

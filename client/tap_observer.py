@@ -65,10 +65,8 @@ class TapObserver:
 
         def run(batch: FloatArray) -> dict[str, AnyArray]:
             x = check_input(batch, spec)
-            return {
-                spec.name: x,
-                **dict(zip(names, run_session(session, names, {spec.name: x}), strict=True)),
-            }
+            values = run_session(session, names, {spec.name: x}) if names else []  # to run for none gives all
+            return {spec.name: x, **dict(zip(names, values, strict=True))}
 
         yield run
 

@@ -83,7 +83,8 @@ def train_on(
 
 def _picked(inputs: FloatArray, labels: IntArray | None, most: int) -> tuple[FloatArray, IntArray | None]:
     """Return the inputs that are finite, at most `most` of them, spread evenly, with their labels."""
-    usable = np.flatnonzero(np.isfinite(inputs.reshape(len(inputs), -1)).all(axis=1))
+    values = inputs.reshape(len(inputs), int(np.prod(inputs.shape[1:])))
+    usable = np.flatnonzero(np.isfinite(values).all(axis=1))
     if len(usable) > most:
         usable = usable[np.linspace(0, len(usable) - 1, most).astype(np.int64)]
     rows = np.ascontiguousarray(inputs[usable], np.float32)

@@ -99,7 +99,7 @@ class CodeChoice:
         index = outer.astype(np.int64)
         index += self.margin_offset
         is_outer = gain > np.take(self.margin, index)
-        return inner + direction * is_outer
+        return np.asarray(inner + direction * is_outer, np.float64)
 
     def no_worse(
         self, ideal: RealArray, curvature: RealArray, codes: RealArray, current: RealArray

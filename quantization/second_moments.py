@@ -377,6 +377,19 @@ def _read_body(shape: SecondMoments, body: IntArray, count: int) -> SecondMoment
     return SecondMoments(shape.columns, shape.exponent, count, gram, total, cross, reference_total)
 
 
+def _negativity_of_rounding(moments: SecondMoments) -> NDArray[np.float64]:
+    """Return how far below zero, (G, N), rounding may put an eigenvalue of each block's covariance.
+
+    Sums are rounded to half a step per contribution, of which there are at most as many as columns; an error of d in
+    each entry of a block moves an eigenvalue by its width times d at most. Float32 inputs add a little.
+    """
+    squares = moments._diagonal() * (moments._step(moments.exponent) / moments.count)  # noqa: SLF001
+    steps = (moments._step(kind) for kind in (moments.exponent, moments._total_exponent))  # noqa: SLF001
+    of_square, of_mean = steps
+    entry = of_square / 2 + np.sqrt(np.maximum(squares.max(2), 0)) * of_mean
+    return np.asarray(_NEGATIVE_TOLERANCE * np.abs(squares).mean(2) + moments.block * entry, np.float64)
+
+
 def _check_possible(moments: SecondMoments) -> None:
     """Refuse sums that no columns have: of none, beyond the last column, or negative along a direction."""
     filling = moments.block * moments.gram.shape[1] - moments.columns
@@ -388,8 +401,7 @@ def _check_possible(moments: SecondMoments) -> None:
     if moments.count == 0:
         return
     covariance = moments.covariance()
-    scale = moments._diagonal().mean(2) * (moments._step(moments.exponent) / moments.count)  # noqa: SLF001
-    slack = _NEGATIVE_TOLERANCE * scale + 2.0 ** (moments.exponent - FRACTION_BITS)
+    slack = _negativity_of_rounding(moments)
     covariance[..., np.arange(moments.block), np.arange(moments.block)] += slack[..., None]
     try:
         np.linalg.cholesky(covariance)

@@ -29,6 +29,10 @@ PROBE_STEP = 0.78
 """Step of the grid that probes are rounded on: about 2.5 bits, an error that a few inputs show."""
 
 _FINE_STEP = 0.05
+_COARSE_BITS = (
+    2,
+    3,
+)  # below about 2.5 bits per weight, codes that saturate beat an entropy coder's coarse steps
 _FLOAT_BITS = 16
 
 
@@ -87,7 +91,8 @@ def grids_for(settings: PrecisionSettings | None, max_weight_bits: int) -> tuple
             )
         return (PackedGrid(settings.weight_bits),)
     rated = [RatedGrid(_FINE_STEP), *RATED_GRIDS]
-    return (*(replace(grid, bit_width=max_weight_bits) for grid in rated), PackedGrid(max_weight_bits))
+    packed = (*(PackedGrid(bits) for bits in _COARSE_BITS), PackedGrid(max_weight_bits))
+    return (*(replace(grid, bit_width=max_weight_bits) for grid in rated), *packed)
 
 
 def probe_grid(max_weight_bits: int) -> Grid:

@@ -10,13 +10,14 @@ from dataclasses import replace
 from server.field_probes import FieldProbes
 from server.folded import read_inputs, write, write_inputs
 from server.generation import Event, Generation, Step
-from server.precision import LayerLatency, codes_of, probe_grid, round_options
+from server.layer_probes import probe_layers
+from server.precision import LayerLatency
 from server.reference import Reference
 from server.tuning import Base, Tuning
 from server.weight_search import WeightSearch
 from strategies.inputs_round import gather_inputs
 from strategies.messages import Delivery
-from strategies.precision_messages import Probe, ProfileRequest
+from strategies.precision_messages import ProfileRequest
 from strategies.probe_round import probe
 from strategies.profile_round import profile_latency
 
@@ -46,15 +47,9 @@ def fold_inputs(tuning: Tuning, generation: Generation, base: Base) -> tuple[Gen
 def fold_probes(tuning: Tuning, generation: Generation, base: Base) -> tuple[Generation, Event]:
     """Have devices run the reference with one layer rounded at a time."""
     reference = Reference.of(tuning, generation, base)
-    bits = tuning.registry.device_class(tuning.device_class).max_weight_bits
-    moments = read_inputs(tuning.blobs, generation.inputs_digest)
-    options = round_options(tuning.model, reference.policy, moments, [probe_grid(bits)])
-    rounded = {name: of[0] for name, of in options.items() if name not in reference.policy.float_layers}
-    weights = codes_of(rounded, reference.policy)
-    probes = [Probe(name, reference.changed({name: weights[name]})) for name in rounded]
-    outcome = tuning.ask(probe, reference.probes_request(probes), generation, base)
-    losses = {name: option.loss for name, option in rounded.items()}
-    field = FieldProbes(losses, outcome.value.replies, _latencies(tuning, generation, base))
+    asked = probe_layers(reference, read_inputs(tuning.blobs, generation.inputs_digest))
+    outcome = tuning.ask(probe, reference.probes_request(asked.probes), generation, base)
+    field = FieldProbes(asked.losses, outcome.value.replies, _latencies(tuning, generation, base))
     return replace(generation, probes_digest=write(tuning.blobs, field.to_bytes())), Event.PROBES_FOLDED
 
 

@@ -116,28 +116,41 @@ class WeightSearch:
         settings = tuning.settings.precision
         if settings is None:
             raise ConfigurationError("no precision is asked for")
-        reference = Reference.of(tuning, generation, base)
         moments = read_inputs(tuning.blobs, generation.inputs_digest)
         probes = FieldProbes.from_bytes(read(tuning.blobs, generation.probes_digest))
-        bits = tuning.registry.device_class(tuning.device_class).max_weight_bits
-        began = time.perf_counter()
-        options = round_options(tuning.model, reference.policy, moments, grids_for(settings, bits))
-        options = with_float_options(options, settings, tuning.model, reference.policy, moments)
-        seconds = time.perf_counter() - began
-        factors = _known_factors(tuning)
-        return cls(
-            tuning,
-            generation,
-            base,
-            settings,
-            reference,
-            moments,
-            probes,
-            options,
-            probes.gains(),
-            factors,
-            seconds,
+        reference = Reference.of(tuning, generation, base)
+        search = cls(
+            tuning, generation, base, settings, reference, moments, probes, {}, {}, _known_factors(tuning)
         )
+        return search.with_statistics(moments, probes)
+
+    def with_statistics(self, moments: Mapping[str, SecondMoments], probes: FieldProbes) -> "WeightSearch":
+        """Return the same search from other statistics; all options are rounded anew."""
+        began = time.perf_counter()
+        model, policy = self.tuning.model, self.reference.policy
+        bits = self.tuning.registry.device_class(self.tuning.device_class).max_weight_bits
+        options = round_options(model, policy, moments, grids_for(self.settings, bits))
+        options = with_float_options(options, self.settings, model, policy, moments)
+        return replace(
+            self,
+            moments=moments,
+            probes=probes,
+            options=options,
+            gains=probes.gains(),
+            tune_seconds=time.perf_counter() - began,
+        )
+
+    def first_choice(self) -> Choice:
+        """Return the choice that statistics alone decide, before any device tries it.
+
+        Raises:
+            ConfigurationError: If the goal is a drop, which devices must try.
+        """
+        if self.settings.max_drop is not None:
+            raise ConfigurationError("what keeps to a drop is for devices to find out")
+        if self.settings.weight_bits is not None:
+            return {name: of_layer[0] for name, of_layer in self.options.items()}
+        return self.allocate()
 
     def run(self) -> FoundWeights:
         """Return the weights that meet the goal with the least predicted loss."""
@@ -155,13 +168,12 @@ class WeightSearch:
 
     def meet_goal(self) -> tuple[Choice, Measured | None]:
         """Return the choice that meets the goal, and what devices measured of it."""
-        if self.settings.weight_bits is not None:
-            uniform = {name: of_layer[0] for name, of_layer in self.options.items()}
-            return uniform, self.try_all({"uniform": uniform})["uniform"]
         if self.settings.max_drop is not None:
             return self.smallest_within(self.settings.max_drop)
-        choice = self.allocate()
+        choice = self.first_choice()
         seen = self.try_all({"chosen": choice})["chosen"]
+        if self.settings.weight_bits is not None:
+            return choice, seen
         for _ in range(_CORRECTIONS):
             if seen is None or seen.loss <= SURPRISE * predicted_loss(choice, self.values()):
                 break

@@ -5,14 +5,16 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from client.app import app as client_app
 from client.observer import Observer
+from client.tap_observer import TapObserver
 from quantization.arrays import FloatArray
 from quantization.augmentation import require_augmentations
 from quantization.calibration import Range
+from quantization.layer_codes import from_bytes
 from quantization.policy import Policy
 from quantization.renormalization import LayerDrift, layer_drift
 from server.blob_store import BlobStore
@@ -23,19 +25,28 @@ from server.lab import PreparedModel
 from server.precision_record import PrecisionRecord
 from server.registry import Registry
 from server.settings import CohortSettings, ServerSettings
+from server.tuner import meet
+from server.tuning import Base
+from server.weight_search import WeightSearch
 from simulation.device import FLEET, DeviceStates, forget_fleet, register_fleet
 from simulation.evaluation import accuracy, artifact_model, predictions
 from simulation.faults import random_faults
 from simulation.fleet import Fleet
+from simulation.grid import FIRST_NODE_ID
 from simulation.lab import prepare_task
+from simulation.liars import LyingApp
 from simulation.measured_grid import MeasuredGrid
 from simulation.pooled import pooled_ranges
+from simulation.pooled_weights import compare_weights, pooled_weights
 from simulation.scenario import Scenario
-from strategies.records import PHASE_RANGES
+from strategies.records import PHASE_INPUTS, PHASE_RANGES
 from strategies.rounds import RoundSettings
 
 AGREEMENT_ROWS = 1000
 """Test rows on which int8 and float answers are compared."""
+
+LEAST_EQUAL_SHARE = 0.9999
+"""Part of all weights whose codes must be the same as from pooled data."""
 
 POLL_SECONDS = 60.0
 """Simulated time between two looks for stragglers; no real time passes."""
@@ -95,8 +106,13 @@ class Bench:
         for position in range(scenario.devices):
             states.install(position, prepared.artifacts[fleet.device_class(position).name].manifest)
         name = register_fleet(fleet, states)
+        app = (
+            LyingApp(client_app, scenario.devices, scenario.liars, scenario.seed)
+            if scenario.liars
+            else client_app
+        )
         grid = MeasuredGrid(
-            client_app,
+            app,
             scenario.devices,
             run_config={FLEET: name, "device-source": "simulated"},
             fault=random_faults(scenario.dropout, scenario.stragglers, scenario.seed),
@@ -207,6 +223,36 @@ class Bench:
             seed=self.settings.augmentation_seed(generation.number),
         )
         return pooled == dict(policy.ranges)
+
+    def weights_equal_pooled(self, generation: Generation) -> bool | None:
+        """Return whether a generation's weights are those of all its inputs in one place.
+
+        The same bits in every layer, and the same codes for 99.99 % of all weights. None where devices decided by
+        trying: a drop was asked for, or training, or rounding in sequence.
+        """
+        asked = self.settings.precision
+        if asked is None or not generation.weights:
+            return None
+        if asked.max_drop is not None or asked.train_rounds or asked.rounding_rounds > 1:
+            return None
+        met = meet(self.grid, self.registry, self.blobs, self.settings, clock=self.grid.clock)
+        tuning = met.tunings[generation.device_class]
+        base = Base.load(generation, self.registry, self.blobs)
+        chosen = json.loads(generation.weights)
+        search = replace(WeightSearch.of(tuning, generation, base), factors=chosen["gain_factors"])
+        request = search.reference.inputs_request()
+        observer = TapObserver(base.manifest, self.blobs.get, request.graph, batch_size=request.batch_size)
+        members = [
+            position + FIRST_NODE_ID
+            for position in sorted(self.grid.traffic.observed[PHASE_INPUTS])
+            if self.fleet.device_class(position).name == generation.device_class
+        ]
+        pooled = pooled_weights(
+            search, request, observer, lambda node: self.fleet.inputs(node - FIRST_NODE_ID), members
+        )
+        federated = from_bytes(read(self.blobs, chosen["weights_digest"]))
+        compared = compare_weights(federated, pooled)
+        return compared.has_same_bits and compared.equal_share >= LEAST_EQUAL_SHARE
 
 
 def drift_of(generation: Generation) -> dict[str, LayerDrift]:

@@ -76,6 +76,9 @@ def _read_fleet(
     stragglers: Annotated[
         float | None, typer.Option(help="Fraction that answers too late. (default: 0)")
     ] = None,
+    liars: Annotated[
+        float | None, typer.Option(help="Fraction that lies about moments and probes. (default: 0)")
+    ] = None,
     device_class: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Kind of hardware; repeat to mix. (default: x86-vnni)"),
@@ -119,6 +122,7 @@ def _read_fleet(
         partition=partition,
         dropout=dropout,
         stragglers=stragglers,
+        liars=liars,
         device_classes=device_class,
         range_method=range_method,
         calibration={

@@ -145,6 +145,8 @@ class _Experiment:
         if bench.scenario.check_pooled:
             self.on_progress(self.share(index, 1.0), "pooling all statistics inputs, to compare")
             self.equal_to_pooled += [bench.equals_pooled(g) for g in closed.values() if g.ranges_digest]
+            weights = [bench.weights_equal_pooled(g) for g in closed.values()]
+            self.equal_to_pooled += [is_equal for is_equal in weights if is_equal is not None]
         return closed
 
     def tell(self, index: int, event: StepDone | RoundMoved) -> None:

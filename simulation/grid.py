@@ -14,7 +14,6 @@ from itertools import count
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.user_config import UserConfig
-from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -51,6 +50,10 @@ FaultFunction = Callable[[int, Message], Fault | None]
 """A node's position in the fleet, from 0, and the message it gets, to what goes wrong with it."""
 
 
+AppFunction = Callable[[Message, Context], Message]
+"""What a node runs: a ClientApp, or something around one."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     """A message that a device has not answered yet."""
@@ -74,7 +77,7 @@ class InProcessGrid(Grid):
 
     def __init__(
         self,
-        client_app: ClientApp,
+        client_app: AppFunction,
         nodes: int,
         *,
         run_config: UserConfig | None = None,
@@ -86,7 +89,7 @@ class InProcessGrid(Grid):
         """Make a grid; nothing runs yet.
 
         Args:
-            client_app: What every node runs.
+            client_app: What every node runs, as a rule a ClientApp.
             nodes: How many there are.
             run_config: Of the run, as ClientApps see it.
             node_config: More settings of one node, by its position; "partition-id" and "num-partitions" are

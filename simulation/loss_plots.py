@@ -78,17 +78,11 @@ def draw_gains(axes: Axes, layers: Sequence[Probed]) -> None:
     highs = [layer.gain_high for layer in layers if layer.gain_high is not None]
     scale_by_powers(axes, "x", [*known, *(low for low in lows if low > 0), *highs], is_narrow=True)
     start, end = axes.get_xlim()
-    for row, layer in enumerate(layers):
-        is_open = layer.gain_high is None
-        axes.hlines(
-            row,
-            max(layer.gain_low, start),
-            end if layer.gain_high is None else layer.gain_high,
-            color=MUTED,
-            linewidth=1.6,
-            linestyle=":" if is_open else "-",
-            zorder=2,
-        )
+    for is_open, dashes in ((False, "-"), (True, ":")):
+        rows = [row for row, layer in enumerate(layers) if (layer.gain_high is None) == is_open]
+        starts = [max(layers[row].gain_low, start) for row in rows]
+        ends = [high if (high := layers[row].gain_high) is not None else end for row in rows]
+        axes.hlines(rows, starts, ends, color=MUTED, linewidth=1.6, linestyle=dashes, zorder=2)
     axes.plot(known, range(len(known)), "o", color=AFTER, markersize=5.5, zorder=3, clip_on=False)
     axes.set_title("gain, with its 95 % interval")
     axes.set_xlabel("nats of divergence per unit of the layer's error")

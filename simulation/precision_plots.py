@@ -78,7 +78,9 @@ def _front(record: PrecisionRecord) -> Figure | None:
     if not record.front:
         return None
     points = sorted(record.front, key=lambda point: point.size_bytes)
-    measured = [(point, point.measured_loss) for point in points if point.measured_loss is not None]
+    chosen = FrontPoint(record.weight_bytes, record.size_ratio, record.predicted_loss, record.measured_loss)
+    seen = [*points, chosen]
+    measured = [(point, point.measured_loss) for point in seen if point.measured_loss is not None]
     sizes, losses = [point.size_bytes for point in points], [point.predicted_loss for point in points]
     figure = Figure(figsize=(WIDTH, 4.4))
     axes = figure.subplots()
@@ -159,6 +161,7 @@ def _sensitivity(layers: Sequence[LayerPrecision]) -> Figure | None:
     right.barh(range(len(order)), losses, 0.62, color=colors, zorder=2)
     right.set_xlim(0, 1.25 * max(losses) if max(losses) > 0 else 1)
     right.xaxis.set_major_locator(few_ticks())
+    right.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     right.set_title("predicted divergence")
     right.set_xlabel("nats, at the bits it got, which stand behind the bar")
     _label_rows(right, losses, [_storage(layer) for layer in order])
@@ -175,7 +178,7 @@ def _prediction(record: PrecisionRecord) -> Figure | None:
     figure = Figure(figsize=(WIDTH, 4.4))
     axes = figure.subplots()
     for which in ("x", "y"):
-        scale_by_powers(axes, which, shown)
+        scale_by_powers(axes, which, [*shown, min(shown) / 2, 2 * max(shown)])  # one mark alone gets room too
     ends = axes.get_xlim()
     axes.plot(ends, ends, color=MUTED, linewidth=1.2, linestyle="--", zorder=2, label="as predicted")
     if axes.get_xscale() == "log":

@@ -50,6 +50,7 @@ class Scenario:
         partition: Who holds which rows: "auto", "owner", "classes:K", "dirichlet:ALPHA", "iid".
         dropout: Fraction of devices that fail in a round, 0 to 1.
         stragglers: Fraction of devices that answer too late, 0 to 1.
+        liars: Fraction of devices that send well-formed lies about moments and probes, 0 to 1.
         device_classes: Names of the hardware kinds in the fleet, dealt out in turn.
         range_method: As `calibration.method_from_name` reads it.
         precision: What is asked of the weights' precision; None for 8 bits everywhere.
@@ -70,6 +71,7 @@ class Scenario:
     partition: str = "auto"
     dropout: float = 0.0
     stragglers: float = 0.0
+    liars: float = 0.0
     device_classes: tuple[str, ...] = ("x86-vnni",)
     range_method: str = "mse"
     precision: PrecisionSettings | None = None
@@ -84,7 +86,7 @@ class Scenario:
         _require_count("devices", self.devices, 1, MAX_DEVICES)
         _require_count("generations", self.generations, 1, MAX_GENERATIONS)
         _require_count("seed", self.seed, 0, 2**63 - 1)
-        for name in ("labelled", "dropout", "stragglers"):
+        for name in ("labelled", "dropout", "stragglers", "liars"):
             _require_fraction(name, getattr(self, name))
         if self.dropout + self.stragglers > 1.0:
             raise ConfigurationError(

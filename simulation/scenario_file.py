@@ -172,6 +172,7 @@ _KEYS: dict[str, tuple[str, Callable[[object], Any]]] = {
     "partition": ("partition", _text),
     "dropout": ("dropout", _number),
     "stragglers": ("stragglers", _number),
+    "liars": ("liars", _number),
     "device-class": ("device_classes", _texts),
     "range-method": ("range_method", _text),
     "precision": ("precision", _precision),

@@ -106,7 +106,7 @@ def _draw_points(
                 va="center",
                 color=color,
                 fontsize=8.5,
-                zorder=5,
+                zorder=2,  # below the line of the allocated models
                 bbox={"facecolor": SURFACE, "edgecolor": "none", "alpha": 0.85, "pad": 0.5},
             )
 
@@ -134,23 +134,20 @@ def _draw_widths(axes: Axes, layers: Sequence[LayerSensitivity]) -> None:
     scale_by_powers(
         axes, "x", [loss for layer in layers for loss in layer.losses.values()] or [0.0], is_narrow=True
     )
-    for row, layer in enumerate(layers):
-        if layer.losses:
-            axes.hlines(row, min(layer.losses.values()), max(layer.losses.values()), color=GRID, linewidth=3)
-        for bit_width, loss in layer.losses.items():
-            color = _color(bit_width, layer.losses)
-            if len(layers) > _MAX_DIGITS:
-                axes.plot([loss], [row], "o", color=color, markersize=3.5, zorder=3)
-            else:
-                axes.annotate(
-                    str(bit_width),
-                    (loss, row),
-                    ha="center",
-                    va="center",
-                    color=color,
-                    fontsize=9,
-                    fontweight="bold" if color != INK else "normal",
-                )
+    measured = [(row, layer.losses) for row, layer in enumerate(layers) if layer.losses]
+    lows = [min(losses.values()) for _, losses in measured]
+    highs = [max(losses.values()) for _, losses in measured]
+    axes.hlines([row for row, _ in measured], lows, highs, color=GRID, linewidth=3, zorder=2)
+    marks = [
+        (row, bits, loss, _color(bits, losses)) for row, losses in measured for bits, loss in losses.items()
+    ]
+    if len(layers) > _MAX_DIGITS:
+        colors = [color for *_, color in marks]
+        axes.scatter([loss for _, _, loss, _ in marks], [row for row, *_ in marks], 12, colors, zorder=3)
+    else:
+        for row, bits, loss, color in marks:
+            weight = "normal" if color == INK else "bold"
+            axes.annotate(str(bits), (loss, row), ha="center", va="center", color=color, fontweight=weight)
     axes.set_title("predicted divergence at each bit-width")
     axes.set_xlabel("nats")
 

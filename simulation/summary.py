@@ -174,7 +174,7 @@ def _gain(result: ExperimentResult, gain: int, cost: int | None) -> str:
     if not published(result):
         return updates
     if gain == 0:
-        return f"{updates} changed nothing"
+        return f"{updates} changed nothing" if result.precision is None else f"{updates} left it there"
     if gain < 0:
         return f"{updates} made it {_points(gain)} points worse"
     if cost is None or cost <= 0:

@@ -255,10 +255,14 @@ def encode_moments(
     sample_count: int,
 ) -> RecordDict:
     """Return the reply to a calibrate message of phase "moments"."""
-    vectors = {
-        PLAIN_MOMENTS: pack_moments(layout, plain),
-        SEQUENTIAL_MOMENTS: pack_moments(layout, sequential),
-    }
+    return encode_moment_vectors(
+        {PLAIN_MOMENTS: pack_moments(layout, plain), SEQUENTIAL_MOMENTS: pack_moments(layout, sequential)},
+        sample_count,
+    )
+
+
+def encode_moment_vectors(vectors: Mapping[str, IntArray], sample_count: int) -> RecordDict:
+    """Return the reply to a calibrate message of phase "moments" from packed moments."""
     return _statistics({_SAMPLE_COUNT: sample_count}, vectors)
 
 

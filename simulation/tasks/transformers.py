@@ -67,7 +67,7 @@ class NameEncoder(nn.Module):
     """
 
     def __init__(
-        self, vocabulary: int, length: int, classes: int, width: int = 48, heads: int = 4, blocks: int = 2
+        self, vocabulary: int, length: int, classes: int, *, width: int = 48, heads: int = 4, blocks: int = 2
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)

@@ -76,7 +76,7 @@ def _rows() -> tuple[FloatArray, IntArray]:
         if name and category in classes and not name.startswith(_DERIVED):
             names.append(encoded(name))
             kinds.append(classes[category])
-    return np.stack(names), np.array(kinds, np.int64)
+    return np.array(names, np.float32), np.array(kinds, np.int64)
 
 
 def _train(x: FloatArray, y: IntArray, seed: int, on_progress: ProgressFunction) -> bytes:

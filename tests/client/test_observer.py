@@ -222,3 +222,10 @@ def test_broken_inputs_are_counted_and_left_out_with_their_copies() -> None:
     seen, wanted = observer.ranges(broken, recipe=recipe), observer.ranges(x, recipe=recipe)
     assert seen.histograms == wanted.histograms
     assert seen.left_out_count == 2
+
+
+@pytest.mark.parametrize(("count", "expected"), [(3, 0), (4, 8)])
+def test_copies_help_a_small_batch_to_normalise_but_not_a_tiny_one(count: int, expected: int) -> None:
+    case = example("digits_cnn")
+    recipe = CalibrationRecipe(augmentations=("noise=0.1",))
+    assert observer_of(case.artifact()).moments(case.inputs(count), recipe).sample_count == expected

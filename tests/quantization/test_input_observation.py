@@ -61,7 +61,9 @@ def test_cross_moments_are_of_the_same_positions() -> None:
     x = inputs(16)
     seen = observe_inputs(run, x, LAYERS, 8, reference_run=reference_run, columns_per_batch=50)
     for moments in seen.moments.values():
-        np.testing.assert_allclose(moments.cross_mean_square(), 3 * moments.mean_square(), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            moments.cross_mean_square(), 3 * moments.mean_square(), rtol=1e-5, atol=1e-5
+        )
         np.testing.assert_allclose(moments.reference_mean(), 3 * moments.mean(), rtol=1e-5, atol=1e-5)
 
 

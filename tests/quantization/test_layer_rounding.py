@@ -91,6 +91,20 @@ def test_layer_without_bias_keeps_its_mean_by_its_codes() -> None:
     np.testing.assert_allclose(rounded.loss, np.square(error).mean(1).sum(), rtol=1e-3)
 
 
+@pytest.mark.parametrize("step", [0.01, 0.3])
+def test_codes_keep_to_the_bits_of_their_grid(step: float) -> None:
+    weights = np.random.default_rng(1).standard_t(3, size=(24, 40))
+    moments = SecondMoments.empty(40, 2).add_columns(_inputs(1, 40))
+    eight, seven, four = round_layer(
+        weights, moments, [RatedGrid(step), RatedGrid(step, 7), RatedGrid(step, 4)]
+    )
+    assert [np.abs(layer.codes).max() <= most for layer, most in ((eight, 127), (seven, 63), (four, 7))] == [
+        True
+    ] * 3
+    assert np.abs(eight.codes).max() > 63 or step > 0.1
+    assert eight.loss <= seven.loss <= four.loss
+
+
 def test_layer_of_zeros_is_rounded_to_zeros() -> None:
     moments = SecondMoments.empty(4, 0).add_columns(_inputs(1, 4))
     for layer in round_layer(np.zeros((3, 4)), moments, [PackedGrid(2), RatedGrid(0.5)]):

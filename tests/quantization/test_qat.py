@@ -32,7 +32,7 @@ class _Start:
         self.grids = _grids(self.plan, bits)
         self.activations = {site.name: site_params(site, self.policy) for site in self.plan.sites}
         self.qat = QatModel(self.content, self.plan, self.grids, self.activations)
-        self.codes = _nearest(self.qat, self.grids)
+        self.codes = _nearest(self.qat)
         self.state = start_state(self.content, self.plan, self.policy, self.codes, self.grids)
         self.reference = self.qat.reference_logits(self.inputs)
         self.units = {
@@ -44,7 +44,7 @@ class _Start:
         return Rows(self.inputs, labels, self.reference)
 
 
-def _nearest(model: QatModel, grids: dict[str, TrainingGrid]) -> dict[str, LayerCodes]:
+def _nearest(model: QatModel) -> dict[str, LayerCodes]:
     codes = {}
     for name, layer in model.original.items():
         ratio = np.rint(layer.weight / layer.step[:, None]).astype(np.int8)

@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quantization.code_choice import greatest_code
 from quantization.errors import ConfigurationError
 from quantization.rounding import (
     RealArray,
     compensating_codes,
     damped,
     descend,
-    greatest_code,
     optimal_scales,
     refit,
     round_to_nearest,
@@ -120,6 +120,46 @@ def test_price_buys_fewer_bits_for_more_loss() -> None:
         for q in (plain, priced)
     ]
     assert totals[1] < totals[0]
+
+
+def test_rows_of_different_bit_widths_are_those_rounded_alone() -> None:
+    weights, moments = layer(8)
+    widths = np.array([2, 3, 4, 5, 7, 8])
+    scale = np.concatenate([scales(weights[:, [i]], int(b)) for i, b in enumerate(widths)], axis=1)
+    compensated = compensating_codes(weights, scale, moments, widths)
+    together = descend(weights, scale, compensated, moments, widths)
+    for i, width in enumerate(widths):
+        rows, steps = weights[:, [i]], scale[:, [i]]
+        alone = compensating_codes(rows, steps, moments, int(width))
+        np.testing.assert_array_equal(compensated[:, [i]], alone)
+        np.testing.assert_array_equal(together[:, [i]], descend(rows, steps, alone, moments, int(width)))
+        assert np.abs(together[:, i]).max() <= greatest_code(int(width))
+
+
+def test_parts_of_the_rows_have_prices_of_their_own() -> None:
+    weights, moments = layer(9, rows=8)
+    scale = np.full((2, 8), 0.4)
+    dear, cheap = 0.5 * np.abs(np.arange(-63.0, 64)), np.zeros(127)
+    together = descend(weights, scale, np.zeros_like(weights), moments, 7, price=np.stack([dear, cheap]))
+    for part, price in ((slice(0, 4), dear), (slice(4, 8), cheap)):
+        alone = descend(weights[:, part], scale[:, part], np.zeros((2, 4, 20)), moments, 7, price=price[None])
+        np.testing.assert_array_equal(together[:, part], alone)
+    assert np.abs(together[:, :4]).sum() < np.abs(together[:, 4:]).sum()
+
+
+def test_many_rows_are_those_rounded_alone() -> None:
+    weights, moments = layer(10, rows=3000, columns=8, matrices=1)  # more than are worked on at a time
+    scale = scales(weights, 3)
+    codes = descend(weights, scale, compensating_codes(weights, scale, moments, 3), moments, 3)
+    few = slice(1500, 1510)
+    alone = compensating_codes(weights[:, few], scale[:, few], moments, 3)
+    np.testing.assert_array_equal(codes[:, few], descend(weights[:, few], scale[:, few], alone, moments, 3))
+
+
+def test_prices_for_other_codes_are_refused() -> None:
+    weights, moments = layer(11)
+    with pytest.raises(ConfigurationError, match="prices"):
+        descend(weights, scales(weights, 7), weights, moments, 7, price=np.zeros((6, 255)))
 
 
 def test_shared_scale_is_best_for_all_blocks_of_a_row() -> None:

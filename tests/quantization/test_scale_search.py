@@ -3,9 +3,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quantization.code_choice import greatest_code
 from quantization.errors import ConfigurationError
-from quantization.rounding import as_float32, damped, greatest_code, round_to_nearest, row_losses
-from quantization.scale_search import PackedGrid, RatedGrid, packed_scales, rated_scales
+from quantization.rounding import as_float32, damped, round_to_nearest, row_losses
+from quantization.scale_search import (
+    PACKED_GRIDS,
+    RATED_GRIDS,
+    WIDE_LAYER,
+    PackedGrid,
+    RatedGrid,
+    affordable_grids,
+    limited_grids,
+    packed_scales,
+    rated_scales,
+)
 
 
 def _layer(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -39,8 +50,9 @@ def test_blocks_of_a_row_share_its_scale(blocks: int) -> None:
 def test_rated_codes_do_not_saturate() -> None:
     weights, _ = _layer(1)
     weights[0, 0, 0] = 1e4
-    scale = rated_scales(weights, 0.2)
-    assert np.abs(weights / scale[..., None]).max() <= 121
+    for bit_width, most in ((8, 121), (7, 60), (4, 6.7)):
+        scale = rated_scales(weights, 0.2, bit_width)
+        assert np.abs(weights / scale[..., None]).max() <= most
 
 
 def test_step_scales_with_the_weights() -> None:
@@ -59,6 +71,28 @@ def test_rows_and_layers_of_zeros_get_a_usable_step() -> None:
 
 
 def test_grids_outside_their_range_are_refused() -> None:
-    for make in (lambda: PackedGrid(1), lambda: RatedGrid(0.0), lambda: RatedGrid(float("nan"))):
+    for make in (
+        lambda: PackedGrid(1),
+        lambda: RatedGrid(0.0),
+        lambda: RatedGrid(float("nan")),
+        lambda: RatedGrid(0.5, 9),
+    ):
         with pytest.raises(ConfigurationError):
             make()
+
+
+def test_class_without_eight_bit_kernels_gets_grids_of_seven() -> None:
+    grids = [*PACKED_GRIDS, *RATED_GRIDS]
+    limited = limited_grids(grids, 7)
+    assert max(grid.bit_width for grid in limited) == 7
+    assert [grid.bit_width for grid in limited if isinstance(grid, PackedGrid)] == [2, 3, 4, 5, 6, 7]
+    assert [grid.step for grid in limited if isinstance(grid, RatedGrid)] == [g.step for g in RATED_GRIDS]
+    assert limited_grids([PackedGrid(8), PackedGrid(7), PackedGrid(6)], 6) == [PackedGrid(6)]
+    assert limited_grids(grids, 8) == grids
+
+
+def test_wide_layers_are_rounded_on_fewer_grids_of_the_same_span() -> None:
+    assert affordable_grids(WIDE_LAYER) == list(RATED_GRIDS)
+    fewer = affordable_grids(WIDE_LAYER + 1)
+    assert set(fewer) < set(RATED_GRIDS)
+    assert len(fewer) == len(RATED_GRIDS) // 2

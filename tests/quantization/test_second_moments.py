@@ -133,6 +133,21 @@ def test_array_of_another_form_is_refused(array: np.ndarray) -> None:
         SecondMoments.from_array(array)
 
 
+@pytest.mark.parametrize("count", [1, 2, 30])
+@pytest.mark.parametrize("width", [1, 8, 200])
+@pytest.mark.parametrize("mean", [0.0, 1.0, -500.0])
+def test_moments_of_few_columns_are_possible_whatever_rounding_does(
+    count: int, width: int, mean: float
+) -> None:
+    x = np.random.default_rng(0).normal(mean, 1.0, size=(1, count, width)).astype(np.float32)
+    empty = SecondMoments.empty(width, exponent_for(float(np.square(x).mean(1).max())))
+    by_column = reduce(
+        lambda total, at: total.merge(empty.add_columns(x[:, at : at + 1])), range(count), empty
+    )
+    for moments in (empty.add_columns(x), by_column):
+        assert SecondMoments.from_array(moments.to_array()) == moments
+
+
 def test_matrix_negative_along_a_direction_is_refused() -> None:
     x = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[0]
     gram = (x * [1.0, 1.0, 1.0, -0.01]) @ x.T

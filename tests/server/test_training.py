@@ -47,7 +47,7 @@ class _Fleet:
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[_Fleet]:
-    with open_bench(load_task("digits", 0), task="digits", devices=6, labelled=0.5) as bench:
+    with open_bench(load_task("digits", 0), devices=6, labelled=0.5) as bench:
         bench.grid.traffic = Traffic()
         generation = bench.prepared.generations["x86-vnni"]
         model = PlannedModel.of(read(bench.blobs, generation.model_digest))

@@ -71,7 +71,7 @@ def test_front_marks_the_chosen_point_and_what_was_measured() -> None:
     chosen = next(line for label, line in lines.items() if str(label).startswith("chosen: "))
     assert list(chosen.get_xdata()) == [record.weight_bytes]
     assert len(lines["predicted"].get_xdata()) == len(record.front)
-    assert len(lines["measured by devices"].get_xdata()) == 2
+    assert len(lines["measured by devices"].get_xdata()) == 3
     assert "\N{MINUS SIGN}1.3 points" in [text.get_text() for text in figure.axes[0].texts]
 
 

@@ -113,7 +113,8 @@ def test_layers_that_cost_nothing_have_a_picture() -> None:
         replace(layer, gain=0.0, gain_low=0.0, gain_high=0.0, losses=dict.fromkeys(layer.losses, 0.0))
         for layer in result.layers
     )
-    for layers in (still, (still[0], *result.layers[1:])):
+    unknown = replace(result.layers[0], losses={})
+    for layers in (still, (still[0], *result.layers[1:]), (unknown,), (unknown, *result.layers[1:])):
         figure = draw_sensitivity(replace(result, layers=layers))
         assert figure is not None
         assert to_png(figure).startswith(b"\x89PNG")

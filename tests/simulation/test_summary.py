@@ -84,6 +84,8 @@ def test_sentence_tells_how_small_a_published_model_is(make_result: MakeResult, 
     assert summarize(make_result(precision=record)).endswith(
         "won back 25.1 of them, with weights 10.1× smaller than in fp32."  # noqa: RUF001  # what is printed
     )
+    same = make_result(precision=record, accuracy=accuracies(0.6653, 0.6653))
+    assert "one update of 8.9 KB left it there, with weights 10.1" in summarize(same)
     refused = (make_generation(published=False),)
     assert summarize(make_result(precision=record, generations=refused)).endswith("no update was published.")
 
