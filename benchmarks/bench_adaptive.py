@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from quantization.calibration_recipe import DEFAULT_RECIPE, CalibrationRecipe, Strategy
+from server.precision_settings import PrecisionSettings
 from server.registry import Registry
 from server.tuner import run_generation
 from simulation.bench import Bench
@@ -50,6 +51,7 @@ class Case:
         rows: Most inputs that a device keeps.
         seeds: Seeds 0 to N - 1.
         test_rows: Test rows that the tuned model is judged on.
+        size_ratio: How much smaller weights become, rounded with what devices observe; None for 8 bits.
     """
 
     task: str
@@ -58,22 +60,26 @@ class Case:
     rows: int
     seeds: int = 2
     test_rows: int = 2000
+    size_ratio: float | None = None
 
     @property
     def name(self) -> str:
         """How the case is called in tables."""
-        return f"{self.task} {' '.join(self.drifts) or 'none'}{', few' if self.rows == FEW else ''}"
+        size = f", {self.size_ratio:g}x" if self.size_ratio else ""
+        return f"{self.task} {' '.join(self.drifts) or 'none'}{size}{', few' if self.rows == FEW else ''}"
 
 
-CASES = tuple(
-    Case(task, drifts, devices, rows, seeds)
-    for task, drifts, devices, seeds in (
-        ("har", ("sensor-gain=1.5",), 7, 2),
-        ("har", ("rotation=30",), 7, 2),
-        ("fsdd", (), 25, 2),
-        ("cifar10", ("contrast=0.3",), 20, 1),
-    )
-    for rows in (50, FEW)
+_FLEETS = (
+    Case("har", ("sensor-gain=1.5",), 7, 50),
+    Case("har", ("rotation=30",), 7, 50),
+    Case("fsdd", (), 25, 50),
+    Case("cifar10", ("contrast=0.3",), 20, 50, seeds=1),
+)
+CASES = (
+    *(replace(fleet, rows=rows) for fleet in _FLEETS for rows in (50, FEW)),
+    replace(_FLEETS[0], size_ratio=18.0),
+    replace(_FLEETS[2], size_ratio=12.0),
+    replace(_FLEETS[3], size_ratio=14.0),
 )
 
 WEIGHTED = {
@@ -106,6 +112,7 @@ def measure_cell(case: Case, seed: int, column: str, recipe: CalibrationRecipe) 
         devices=case.devices,
         generations=1,
         calibration=recipe,
+        precision=None if case.size_ratio is None else PrecisionSettings(size_ratio=case.size_ratio),
     )
     task = load(scenario)
     labels = None if task.test_y is None else task.test_y[: case.test_rows]

@@ -83,7 +83,7 @@ def unpack(data: bytes | memoryview, bit_width: int, count: int) -> NDArray[np.i
 def _unpack_words(source: NDArray[np.uint8], bit_width: int) -> NDArray[np.int8]:
     """Return all codes, eight at a time: `bit_width` bytes are read as a word, whose fields are then spread."""
     words = -(-len(source) // bit_width)
-    codes = np.empty(words, "<u8")
+    codes, moving = np.empty(words, "<u8"), np.empty(_WORDS, "<u8")
     readable = max(0, min(words, (len(source) - 8) // bit_width + 1))  # words of which 8 bytes are there
     tail = np.zeros((words - readable) * bit_width + 8, np.uint8)
     tail[: len(source) - readable * bit_width] = source[readable * bit_width :]
@@ -94,7 +94,7 @@ def _unpack_words(source: NDArray[np.uint8], bit_width: int) -> NDArray[np.int8]
         for start in range(first, last, _WORDS):
             block = codes[start : min(start + _WORDS, last)]
             block[:] = read[start - first : start - first + len(block)]
-            _spread(block, bit_width)
+            _spread(block, moving[: len(block)], bit_width)
             _extend_signs(block.view(np.uint8), bit_width)
     return codes.view(np.int8)
 
@@ -102,10 +102,12 @@ def _unpack_words(source: NDArray[np.uint8], bit_width: int) -> NDArray[np.int8]
 def _unpack_nibbles(source: NDArray[np.uint8]) -> NDArray[np.int8]:
     """Return the two codes of 4 bits of each byte: 0x00BA and 0x0BA0 together have A and B where they belong."""
     codes = np.empty(len(source), "<u2")
-    for start in range(0, len(source), 4 * _WORDS):
-        block = codes[start : start + 4 * _WORDS]
-        block[:] = source[start : start + 4 * _WORDS]
-        block |= block << np.uint16(4)
+    size = 4 * _WORDS
+    upper = np.empty(size, "<u2")
+    for start in range(0, len(source), size):
+        block = codes[start : start + size]
+        block[:] = source[start : start + size]
+        block |= np.left_shift(block, np.uint16(4), out=upper[: len(block)])
         block &= np.uint16(0x0F0F)
         _extend_signs(block.view(np.uint8), 4)
     return codes.view(np.int8)
@@ -146,9 +148,8 @@ def _steps(bit_width: int) -> list[tuple[np.uint64, np.uint64, np.uint64]]:
     return steps
 
 
-def _spread(words: NDArray[np.uint64], bit_width: int) -> None:
-    """Move the eight fields in the low bits of each word to its eight bytes, in place."""
-    moving = np.empty_like(words)
+def _spread(words: NDArray[np.uint64], moving: NDArray[np.uint64], bit_width: int) -> None:
+    """Move the eight fields in the low bits of each word to its eight bytes, in place; `moving` is room to work."""
     for shift, low, high in _steps(bit_width):
         np.bitwise_and(words, high, out=moving)
         moving <<= shift

@@ -38,7 +38,7 @@ _DERIVED = ("CJK ", "HANGUL SYLLABLE ")
 
 def load(seed: int, _variant: str, cache_dir: Path | None, on_progress: ProgressFunction) -> TaskData:
     """Return the task; trains a text encoder of two blocks in under a minute the first time."""
-    x, y = _rows()
+    x, y = load_rows()
     sizes = (FIELD_ROWS, TEST_ROWS, CALIBRATION_ROWS, len(y) - FIELD_ROWS - TEST_ROWS - CALIBRATION_ROWS)
     field, test, lab, others = stratified_split(y, sizes, np.random.default_rng(seed))
     trained = np.concatenate([lab, others])
@@ -65,7 +65,7 @@ def encoded(name: str) -> FloatArray:
     return np.array(numbers + [0] * (LENGTH - len(numbers)), np.float32)
 
 
-def _rows() -> tuple[FloatArray, IntArray]:
+def load_rows() -> tuple[FloatArray, IntArray]:
     """Return encoded names (N, LENGTH) and their classes (N,), in the order of the characters."""
     classes = {category: number for number, kinds in enumerate(_KINDS.values()) for category in kinds}
     database = unicodedata.ucd_3_2_0

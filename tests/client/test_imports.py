@@ -21,13 +21,17 @@ SERVER_ONLY = (
 )  # fmt: skip
 
 CORE_MODULES = (
-    "affine", "arrays", "artifact", "assessment", "blob", "blob_ref", "calibration", "device_class", "errors",
-    "histogram", "manifest", "moments", "observation", "packing", "policy", "renormalization",
+    "affine", "arrays", "artifact", "assessment", "augmentation", "blob", "blob_ref", "calibration",
+    "calibration_recipe", "device_class", "errors", "histogram", "im2col", "input_observation", "manifest", "moments",
+    "observation", "packing", "policy", "renormalization", "second_moments", "sensitivity",
 )  # fmt: skip
 
 DEVICE_MODULES = (
     *(f"quantization.{name}" for name in CORE_MODULES),
-    *(f"client.{name}" for name in ("memory", "observer", "runtime", "sampler", "state")),
+    *(
+        f"client.{name}"
+        for name in ("memory", "observer", "profiler", "runtime", "sampler", "state", "tap_observer")
+    ),
 )
 
 SCRIPT = """
