@@ -3,7 +3,7 @@
 One fleet per task and seed is asked once (moments, second moments, probes); then every budget is allocated, tried by
 devices, calibrated and compiled as `quantfleet-sim run` does, and measured on all test rows.
 
-    python benchmarks/bench_precision.py [--smoke] [--tasks cifar10 ...] [--seeds 0 1 2] [--liars 0.2] [--rounding-rounds N]
+    python benchmarks/bench_precision.py [--smoke] [--tasks cifar10 ...] [--seeds 0 1 2] [--liars 0.2]
 """
 
 import argparse
@@ -64,20 +64,20 @@ def rows_of(task: str, seed: int, goals: list[PrecisionSettings], liars: float) 
         settings = replace(bench.settings, precision=goals[0])
         met = meet(bench.grid, bench.registry, bench.blobs, settings, clock=bench.grid.clock)
         tuning = next(iter(met.tunings.values()))
-        generation = advance_until(tuning, {Step.PROBES})
-        if generation.step is not Step.PROBES:
-            raise SystemExit(f"{task}: the fleet could not be asked: {generation.reason}")
+        generation, failure = advance_until(tuning, {Step.PROBES})
+        if failure is not None:
+            raise failure
         base = Base.load(generation, tuning.registry, tuning.blobs)
         fp32 = accuracy(float_model(data.model), bench.field_inputs, data.test_y) or 0.0
         for goal in goals:
             asked = replace(tuning, settings=replace(settings, precision=goal))
-            yield measured(bench, asked, generation, base, goal, fp32)
+            yield measured(bench, asked, generation, base, fp32)
 
 
-def measured(
-    bench: Bench, tuning: Tuning, generation: Generation, base: Base, goal: PrecisionSettings, fp32: float
-) -> Row:
+def measured(bench: Bench, tuning: Tuning, generation: Generation, base: Base, fp32: float) -> Row:
     """Return the row of one goal."""
+    goal = tuning.settings.precision
+    assert goal is not None  # noqa: S101
     for step in (choose_weights, fold_ranges, propose):
         generation, _ = step(tuning, generation, base)
     record = PrecisionRecord.from_json(generation.precision)
@@ -148,9 +148,8 @@ def main() -> None:
             chosen = [row for row in rows if row.task.startswith(task) and row.goal == goal]
             mean = np.mean([row.accuracy for row in chosen])
             loss = np.mean([row.fp32 - row.accuracy for row in chosen])
-            print(
-                f"{task}: {goal}: {mean:.2f} % at {np.mean([r.ratio for r in chosen]):.2f}x, {loss:+.2f} points below fp32"
-            )
+            ratio = np.mean([row.ratio for row in chosen])
+            print(f"{task}: {goal}: {mean:.2f} % at {ratio:.2f}x, {loss:+.2f} points below fp32")
     if options.out:
         options.out.write_text(
             json.dumps([{n: getattr(r, n) for n in Row.__slots__} for r in rows], indent=1)

@@ -28,9 +28,9 @@ class TrainingSettings:
 
     epochs: int = 1
     batch_size: int = 10
-    weight_rate: float = 0.05
-    step_rate: float = 0.005
-    bias_rate: float = 0.05
+    weight_rate: float = 0.03
+    step_rate: float = 0.01
+    bias_rate: float = 0.3
     temperature: float = 2.0
     label_weight: float = 0.5
     distillation_weight: float = 1.0

@@ -122,7 +122,7 @@ def on_grid(
 def codes_of(state: LayerState, grid: TrainingGrid) -> NDArray[np.int8]:
     """Return the codes that a layer's shadow weights stand for, (O, K)."""
     codes = np.rint(state.weight / state.step[:, None])
-    return np.clip(codes, -grid.greatest_code, grid.greatest_code).astype(np.int8)
+    return np.asarray(np.clip(codes, -grid.greatest_code, grid.greatest_code), np.int8)
 
 
 def finish_layer(

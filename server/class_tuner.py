@@ -18,8 +18,8 @@ from server.tuning import Base, StepDone, Tuning, Work
 from server.verdict_steps import assess_candidate, judge_candidate
 
 
-def tune_class(tuning: Tuning) -> Generation:
-    """Return the generation once it is closed: published, unchanged, rejected or failed.
+def tune_class(tuning: Tuning) -> tuple[Generation, QuantFleetError | None]:
+    """Return the generation once it is closed (published, unchanged, rejected or failed), and what made it fail.
 
     What Quantfleet raises on purpose closes it as failed, with the message as reason; what is published stays.
     Anything else leaves it open, for the next run to go on.
@@ -30,18 +30,18 @@ def tune_class(tuning: Tuning) -> Generation:
     return advance_until(tuning, frozenset())
 
 
-def advance_until(tuning: Tuning, steps: Collection[Step]) -> Generation:
+def advance_until(tuning: Tuning, steps: Collection[Step]) -> tuple[Generation, QuantFleetError | None]:
     """Return the generation once it is in one of the steps, or closed; see `tune_class`."""
-    generation = _resume_or_start(tuning)
+    generation, failure = _resume_or_start(tuning), None
     while generation.is_open and generation.step not in steps:
         try:
             base = Base.load(generation, tuning.registry, tuning.blobs)
             changed, event = WORK[generation.step](tuning, generation, base)
         except QuantFleetError as error:
-            changed, event = replace(generation, reason=str(error)), Event.GAVE_UP
+            changed, event, failure = replace(generation, reason=str(error)), Event.GAVE_UP, error
         generation = tuning.registry.advance(changed, event)
         tuning.on_event(StepDone(generation))
-    return generation
+    return generation, failure
 
 
 def _resume_or_start(tuning: Tuning) -> Generation:

@@ -1,7 +1,7 @@
 """What a cohort's probes measured, as a blob, and the gains that they tell."""
 
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, fields
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from quantization.npz_content import pack_arrays, unpack_arrays
 from quantization.sensitivity import Gain, ProbeResult, estimate_gain
 from server.precision import LayerLatency
 from strategies.precision_messages import ProbeReply
+
+_REPLY_FIELDS = len(fields(ProbeReply))
 
 Replies = Mapping[str, ProbeReply]
 """What each device measured of one probe, by the device's name."""
@@ -51,7 +53,7 @@ class FieldProbes:
         for name, of_layer in self.replies.items():
             arrays[f"device/{name}"] = np.array(list(of_layer), np.str_)
             table = [astuple(reply) for reply in of_layer.values()]
-            arrays[f"reply/{name}"] = np.array(table, np.int64).reshape(len(table), -1)
+            arrays[f"reply/{name}"] = np.array(table, np.int64).reshape(len(table), _REPLY_FIELDS)
         for name, latency in self.latencies.items():
             arrays[f"latency/{name}"] = np.array(astuple(latency), np.float64)
         return pack_arrays(arrays)

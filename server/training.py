@@ -2,10 +2,10 @@
 
 The rules:
 
-1. The start is a candidate: a state whose loss the fleet measured as greater never comes back. The loss of every round's
-   start is measured by that round on the same rows, and a last round only measures.
-2. The stored size does not grow: after every round the codes of each layer are moved back, where it costs least, until
-   they take no more bits than at the start.
+1. The start is a candidate: a state whose loss the fleet measured as greater never comes back. The loss of every
+   round's start is measured by that round on the same rows, and a last round only measures.
+2. The stored size does not grow: after every round the codes of each layer are moved back, where it costs least,
+   until they take no more bits than at the start.
 3. Equal replies give equal weights: sums are integers, everything else is a function of them.
 """
 
@@ -45,7 +45,7 @@ class TrainingPlan:
 
     rounds: int = 5
     local: TrainingSettings = DEFAULT_TRAINING
-    momentum: float = 0.0
+    momentum: float = 0.5
     rate: float = 1.0
     max_weight: int = 4096
 

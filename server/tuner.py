@@ -1,11 +1,11 @@
 """One generation, end to end: who is there, then each device class's own calibration, assessment and verdict."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.serverapp import Grid
 
-from quantization.errors import NotFoundError, RoundFailedError
+from quantization.errors import ConfigurationError, NotFoundError, QuantFleetError, RoundFailedError
 from server.candidate import PlannedModel
 from server.class_tuner import tune_class
 from server.cohort import by_class
@@ -69,11 +69,14 @@ def run_generation(
         ConfigurationError: Inputs are to be augmented in a way that the model's input does not allow.
         NotFoundError: The registry has no such model, or it was prepared for none of the classes that are there.
         RoundFailedError: No device is there, too few said hello, or every class failed.
+        ConfigurationError: Every class failed because what is asked for cannot be had, such as a size.
         IllegalTransitionError: Another run tunes one of the classes now.
     """
     met = meet(grid, registry, blobs, settings, clock=clock, on_event=on_event)
-    generations = {name: tune_class(tuning) for name, tuning in met.tunings.items()}
-    _check_any_succeeded(generations, met.unprepared, settings.model_name)
+    closed = {name: tune_class(tuning) for name, tuning in met.tunings.items()}
+    generations = {name: generation for name, (generation, _) in closed.items()}
+    failures = [failure for _, failure in closed.values() if failure is not None]
+    _check_any_succeeded(generations, failures, met.unprepared, settings.model_name)
     return GenerationReport(met.model_digest, met.nodes, met.devices, generations, met.unprepared)
 
 
@@ -121,7 +124,10 @@ def meet(
 
 
 def _check_any_succeeded(
-    generations: Mapping[str, Generation], unprepared: Mapping[str, int], model_name: str
+    generations: Mapping[str, Generation],
+    failures: Sequence[QuantFleetError],
+    unprepared: Mapping[str, int],
+    model_name: str,
 ) -> None:
     if not generations:
         raise NotFoundError(
@@ -130,4 +136,6 @@ def _check_any_succeeded(
         )
     if all(generation.step is Step.FAILED for generation in generations.values()):
         reasons = "; ".join(f"{name}: {generation.reason}" for name, generation in generations.items())
-        raise RoundFailedError(f"no device class finished its generation: {reasons}")
+        is_misconfigured = failures and all(isinstance(failure, ConfigurationError) for failure in failures)
+        kind = ConfigurationError if is_misconfigured else RoundFailedError
+        raise kind(f"no device class finished its generation: {reasons}")

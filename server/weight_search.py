@@ -194,13 +194,28 @@ class WeightSearch:
             most = int(fp32_weight_bytes(self.tuning.model) / self.settings.size_ratio)
         target, excess = most, 0
         for _ in range(_ESTIMATES):
-            choice, _ = allocate(self.options, self.values(), self.budget(target), self.probes.latencies)
+            choice = self.allocate_within(target)
             excess = 0 if most is None else max(exact_bytes(choice) - most, 0)
             if most is None or target is None or not excess:
                 break
             target -= excess
         self.tune_seconds += time.perf_counter() - began
         return choice
+
+    def allocate_within(self, size_bytes: int | None) -> Choice:
+        """Return the best choice of so many bytes.
+
+        Raises:
+            ConfigurationError: If there is none; it names the smallest size, and how many times smaller that is.
+        """
+        try:
+            return allocate(self.options, self.values(), self.budget(size_bytes), self.probes.latencies)[0]
+        except ConfigurationError as error:
+            smallest = sum(min(option.size_bytes for option in of) for of in self.options.values())
+            ratio = fp32_weight_bytes(self.tuning.model) / smallest
+            raise ConfigurationError(
+                f"{error}: weights get {ratio:.1f} times smaller than fp32 at most"
+            ) from error
 
     def budget(self, size_bytes: int | None) -> Budget:
         """Return a budget of so many bytes, and of the time that the settings allow."""

@@ -18,7 +18,7 @@ from quantization.bit_allocation import (
     pareto_front,
 )
 from quantization.calibration import method_from_name
-from quantization.errors import ConfigurationError, RoundFailedError
+from quantization.errors import ConfigurationError
 from quantization.layer_codes import to_bytes
 from quantization.policy import Policy
 from server.candidate import compile_artifact, load_manifest, store_artifact
@@ -122,9 +122,9 @@ class _Study:
 
         met = meet(bench.grid, bench.registry, bench.blobs, settings, clock=bench.grid.clock, on_event=tell)
         tuning = next(iter(met.tunings.values()))
-        generation = advance_until(tuning, {Step.PROBES})
-        if generation.step is not Step.PROBES:
-            raise RoundFailedError(f"the fleet could not be asked: {generation.reason}")
+        generation, failure = advance_until(tuning, {Step.PROBES})
+        if failure is not None:
+            raise failure
         base = Base.load(generation, tuning.registry, tuning.blobs)
         search = WeightSearch.of(tuning, generation, base)
         began = time.perf_counter()

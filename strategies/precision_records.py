@@ -8,14 +8,14 @@ refused with MalformedError before it is used.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from quantization.arrays import IntArray
 from quantization.errors import MalformedError
-from quantization.im2col import ConvWindow
 from quantization.input_observation import LayerInput, distinct
 from quantization.second_moments import SecondMoments
 from quantization.sensitivity import MAX_DIVERGENCE
+from strategies.layer_geometry import LEAST_NUMBERS, MOST_NUMBERS, decode_geometry, encode_geometry
 from strategies.messages import Delivery
 from strategies.overrides import override_locations, override_records, read_overrides
 from strategies.precision_messages import (
@@ -57,8 +57,6 @@ MAX_RUNS = 10_000
 MAX_KERNEL_NS = 10**12
 """Longest that one kernel may take: 1,000 s."""
 
-MAX_AXES = 8
-
 _SETTINGS = "settings"
 _LAYOUT = "layout"
 _STATISTICS = "statistics"
@@ -85,7 +83,6 @@ Settings = dict[
     str, int | float | str | bytes | bool | list[int] | list[float] | list[str] | list[bytes] | list[bool]
 ]
 
-_GEOMETRY_HEADER = 6  # tensor, columns, exponent, block (0: full), groups, spatial axes (0: no convolution)
 _PROBE_ROWS = 6
 _PROFILE_ROWS = 4
 
@@ -110,10 +107,8 @@ def encode_inputs_request(request: InputsRequest) -> RecordDict:
         **override_locations(sets),
         **recipe_settings(request.recipe, request.seed),
     }
-    geometry = [number for layer in request.layers for number in _geometry(layer, tensors)]
-    layout = ArrayRecord(
-        {_GRAPH: encode_bytes(request.graph), _GEOMETRY: encode_vector(np.array(geometry, np.int64))}
-    )
+    geometry = encode_geometry(request.layers, tensors)
+    layout = ArrayRecord({_GRAPH: encode_bytes(request.graph), _GEOMETRY: encode_vector(geometry)})
     records = delivery_records(request.artifact) | override_records(sets)
     return RecordDict({_SETTINGS: ConfigRecord(settings), _LAYOUT: layout, **records})
 
@@ -298,57 +293,12 @@ def decode_profile(content: RecordDict, request: ProfileRequest) -> ProfileReply
     return ProfileReply(*(tuple(row.tolist()) for row in rows))
 
 
-def _geometry(layer: LayerInput, tensors: Sequence[str]) -> list[int]:
-    window = layer.window
-    axes = 0 if window is None else len(window.kernel)
-    header = [tensors.index(layer.tensor), layer.columns, layer.exponent]
-    header += [layer.block or 0, layer.groups, axes]
-    if window is None:
-        return header
-    return [*header, *window.kernel, *window.strides, *window.pads, *window.dilations]
-
-
-def _read_layers(settings: Mapping[str, object], layout: Mapping[str, object]) -> tuple[LayerInput, ...]:
+def _read_layers(settings: Mapping[str, object], layout: Mapping[str, Array]) -> tuple[LayerInput, ...]:
     names = read_texts(settings, _LAYERS, MAX_NAMES, MAX_NAME_LENGTH)
     tensors = read_texts(settings, _TENSORS, MAX_NAMES, MAX_NAME_LENGTH)
-    most = len(names) * (_GEOMETRY_HEADER + 5 * MAX_AXES)
-    least = len(names) * _GEOMETRY_HEADER
-    array = layout.get(_GEOMETRY)
-    numbers: list[int] = decode_vector(array, _GEOMETRY, ("int64",), (least, most)).tolist()  # type: ignore[arg-type]
-    layers = []
-    for name in names:
-        layer, numbers = _read_layer(name, numbers, tensors)
-        layers.append(layer)
-    if numbers:
-        raise MalformedError("a layout with more geometry than layers")
-    return tuple(layers)
-
-
-def _read_layer(name: str, numbers: list[int], tensors: Sequence[str]) -> tuple[LayerInput, list[int]]:
-    """Return the layer that the numbers start with, and those behind it."""
-    header, rest = numbers[:_GEOMETRY_HEADER], numbers[_GEOMETRY_HEADER:]
-    if len(header) < _GEOMETRY_HEADER or not 0 <= header[0] < len(tensors):
-        raise MalformedError(f"layer {name!r:.80} without a geometry")
-    tensor, columns, exponent, block, groups, axes = header
-    window = None
-    if axes:
-        window, rest = _read_window(name, groups, axes, rest)
-    elif groups != 1:
-        raise MalformedError(f"layer {name!r:.80}: {groups} groups of no convolution")
-    return LayerInput(name, tensors[tensor], window, columns, exponent, block or None), rest
-
-
-def _read_window(name: str, groups: int, axes: int, numbers: list[int]) -> tuple[ConvWindow, list[int]]:
-    if not 0 < axes <= MAX_AXES or len(numbers) < 5 * axes:
-        raise MalformedError(f"layer {name!r:.80}: a convolution over {axes} axes")
-    taken, rest = numbers[: 5 * axes], numbers[5 * axes :]
-    kernel, strides, pads, dilations = (
-        tuple(part)
-        for part in (taken[:axes], taken[axes : 2 * axes], taken[2 * axes : 4 * axes], taken[4 * axes :])
-    )
-    if min(*kernel, *strides, *dilations) < 1 or min(pads) < 0 or max(taken) > 1 << 16:
-        raise MalformedError(f"layer {name!r:.80}: a convolution that is none")
-    return ConvWindow(kernel, strides, pads, dilations, groups), rest
+    sizes = (len(names) * LEAST_NUMBERS, len(names) * MOST_NUMBERS)
+    numbers: IntArray = decode_vector(layout.get(_GEOMETRY), _GEOMETRY, ("int64",), sizes)
+    return decode_geometry(numbers, names, tensors)
 
 
 def _read_moments(vector: IntArray, layer: LayerInput, with_cross: bool) -> SecondMoments:

@@ -1,6 +1,6 @@
 """One round of federated training: devices fine-tune a state on their own inputs, and their movements are averaged."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message
@@ -43,8 +43,8 @@ def train(
     Raises:
         RoundFailedError: If fewer than the quorum answered, or no device can train.
     """
-    fold = TrainingFold(request)
-    able = [device.node_id for device in cohort if can_train(device)]
+    able = {device.node_id: device.sample_count for device in cohort if can_train(device)}
+    fold = TrainingFold(request, able)
     messages = messages_to(able, encode_train_request(request), TRAIN)
     return context.run(messages, TrainingFold.add, fold).with_value(fold.result())
 
@@ -52,13 +52,21 @@ def train(
 class TrainingFold:
     """The sum of training replies."""
 
-    def __init__(self, request: TrainRequest) -> None:
+    def __init__(self, request: TrainRequest, sample_counts: Mapping[int, int]) -> None:
+        """Start with nothing.
+
+        Args:
+            request: What was asked.
+            sample_counts: By node id: how many inputs a device said it has; it counts as no more.
+        """
         self._request = request
+        self._sample_counts = sample_counts
         self._sum = TrainingUpdate.empty(request.layers)
 
     def add(self, reply: Message) -> "TrainingFold":
         """Add one reply, or refuse it with MalformedError and stay as it was."""
-        update = decode_update(reply.content, self._request.layers, self._request.max_weight)
+        most = min(self._request.max_weight, self._sample_counts.get(reply.metadata.src_node_id, 0))
+        update = decode_update(reply.content, self._request.layers, most)
         self._sum = self._sum.merge(update)
         return self
 

@@ -26,6 +26,14 @@ def test_logits_are_those_of_the_plain_observation_graph(graph: bytes) -> None:
     np.testing.assert_allclose(observer(graph, batch_size=4).logits(x, {}), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_transformers_observation_graphs_compute_in_float32() -> None:
+    case = example("transformer")
+    artifact, x = case.artifact(), case.inputs(9)
+    folded = observer(compile_taps(case.model, case.plan), case).logits(x, {})
+    dequantized = Observer(artifact.manifest, artifact.blobs.__getitem__).logits(x)
+    np.testing.assert_allclose(dequantized, folded, atol=1e-5 * np.abs(folded).max())
+
+
 def test_codes_and_channels_of_another_model_make_it_that_model() -> None:
     x = CASE.inputs(5)
     other = CASE.artifact(bits=4)

@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantization.blob import (
+    HEADER_BYTES,
     MAX_CONTENT_BYTES,
     Codec,
     content_digest,
     content_size_bytes,
     decode_blob_content,
     encode_blob,
+    encoded_sizes,
 )
 from quantization.errors import DigestMismatchError, MalformedError
 
@@ -35,6 +37,23 @@ def test_decode_inverts_encode(content: bytes, is_codes: bool) -> None:
     assert decode_blob_content(stored, sha256(content).hexdigest()) == content
     assert content_size_bytes(stored) == len(content)
     assert stored == encode_blob(content, is_codes=is_codes)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 7, 8])
+def test_wide_layers_are_stored_in_less_than_zstd_alone_needs(bits: int) -> None:
+    content = normal_codes(bits, 200_000)
+    stored = encode_blob(content, is_codes=True)
+    assert decode_blob_content(stored, content_digest(content)) == content
+    plain = len(zstandard.ZstdCompressor(level=19).compress(content))
+    assert len(stored) - HEADER_BYTES <= 1.01 * plain
+    assert len(stored) - HEADER_BYTES < plain or bits > 4
+
+
+def test_sizes_of_all_encodings_are_told() -> None:
+    content = normal_codes(3)
+    assert min(encoded_sizes(content, 3)) == len(encode_blob(content, is_codes=True)) - HEADER_BYTES
+    assert len(encoded_sizes(content, 3)) == len(Codec)
+    assert encoded_sizes(content, 4)[Codec.PACKED] == 2000  # as a part of a layer that needs four bits
 
 
 def test_the_smallest_codec_wins() -> None:

@@ -23,8 +23,6 @@ from quantization.histogram import DyadicHistogram
 from quantization.policy import Policy
 from server.blob_store import BlobStore
 from server.candidate import PlannedModel, load_manifest
-from server.tuning import RoundMoved, StepDone
-from server.verdict_steps import distance
 from server.folded import FieldMoments, FieldRanges, read
 from server.generation import Event, Generation, IllegalTransitionError, Step
 from server.lab import PreparedModel, prepare_model
@@ -32,6 +30,8 @@ from server.ranges import choose_ranges
 from server.registry import Registry
 from server.settings import CohortSettings, ServerSettings
 from server.tuner import GenerationReport, run_generation
+from server.tuning import RoundMoved, StepDone
+from server.verdict_steps import distance
 from simulation.grid import Dropout, InProcessGrid
 
 SETTINGS = ServerSettings(model_name="tiny")

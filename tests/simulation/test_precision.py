@@ -58,7 +58,7 @@ def probed(bench: Bench) -> Iterator[tuple[Tuning, Generation, Base]]:
     """A generation whose moments and probes are folded."""
     met = meet(bench.grid, bench.registry, bench.blobs, bench.settings, clock=bench.grid.clock)
     tuning = next(iter(met.tunings.values()))
-    generation = advance_until(tuning, {Step.PROBES})
+    generation, _ = advance_until(tuning, {Step.PROBES})
     assert generation.step is Step.PROBES, generation.reason
     yield tuning, generation, Base.load(generation, bench.registry, bench.blobs)
 
@@ -133,12 +133,13 @@ def test_an_impossible_size_is_refused_and_names_the_smallest(task: TaskData) ->
     with bench_of(task, size_ratio=90.0) as bench:
         report = tune_failed(bench)
         assert "smallest feasible budget is" in report
+        assert "times smaller than fp32 at most" in report
 
 
 def tune_failed(bench: Bench) -> str:
     met = meet(bench.grid, bench.registry, bench.blobs, bench.settings, clock=bench.grid.clock)
     tuning = next(iter(met.tunings.values()))
-    generation = advance_until(tuning, set())
+    generation, _ = advance_until(tuning, set())
     assert generation.step is Step.FAILED
     return generation.reason
 

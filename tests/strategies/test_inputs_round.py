@@ -116,6 +116,19 @@ def test_the_order_of_replies_changes_nothing(monkeypatch: pytest.MonkeyPatch) -
     assert results[0] == results[1]
 
 
+def test_blocks_of_wide_layers_are_the_diagonal_of_the_full_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench("branches")
+    parts = split(bench.case.inputs(20), 12, 8)
+    whole = gather(monkeypatch, bench, parts).value.moments
+    narrow = tuple(replace(layer, block=min(7, layer.columns)) for layer in bench.layers)
+    blocks = gather(monkeypatch, bench, parts, layers=narrow).value.moments
+    for layer in narrow:
+        for index, start in enumerate(range(0, layer.columns, 7)):
+            size = min(7, layer.columns - start)
+            full = whole[layer.name].gram[:, 0, start : start + size, start : start + size]
+            np.testing.assert_array_equal(blocks[layer.name].gram[:, index, :size, :size], full)
+
+
 def test_some_of_the_layers_give_the_same_as_all(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench("transformer")
     parts = split(bench.case.inputs(20), 12, 8)

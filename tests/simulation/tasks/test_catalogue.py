@@ -83,6 +83,16 @@ def test_an_unknown_speaker_is_refused(tmp_path: Path) -> None:
         load_task("fsdd:nobody", 0, tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "least"), [("digits_vit", 0.95), ("unicode", 0.89)])
+def test_transformers_reach_their_baselines(name: str, least: float, cache: Path) -> None:
+    task = load_task(name, 0, cache)
+    assert field_accuracy(task) >= least
+    rows = [{row.tobytes() for row in side} for side in (task.lab_x, task.field_x, task.test_x)]
+    assert not rows[1] & rows[2]
+    assert not rows[0] & rows[2]
+
+
 @pytest.mark.data
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -103,7 +113,8 @@ def test_models_reach_their_baselines_and_lose_to_drift(
 
 
 def test_every_task_is_described() -> None:
-    assert [task.name for task in TASKS] == ["digits", "har", "fsdd", "fashion_mnist", "cifar10"]
+    names = ["digits", "har", "fsdd", "fashion_mnist", "cifar10", "digits_vit", "unicode"]
+    assert [task.name for task in TASKS] == names
     assert all(task.summary for task in TASKS)
 
 
