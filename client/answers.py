@@ -70,9 +70,7 @@ def answer_moments(device: Device, request: MomentsRequest) -> RecordDict:
     if len(inputs) == 0:
         return encode_moments(request.layers, _no_moments(request.layers), _no_moments(request.layers), 0)
     observer = Observer(manifest, device.read_blob, batch_size=request.batch_size)
-    recipe = request.recipe.unweighted
-    sequential = observer.moments(inputs, recipe, request.seed)
-    plain = observer.ranges(inputs, recipe=recipe, seed=request.seed)
+    sequential, plain = observer.moments(inputs, request.recipe, request.seed), observer.ranges(inputs)
     return encode_moments(request.layers, plain.moments, sequential.moments, plain.sample_count)
 
 

@@ -11,8 +11,9 @@ import onnxruntime as ort
 from client.runtime import Float32Array, check_input, open_session, run_session
 from quantization.arrays import AnyArray, FloatArray, IntArray
 from quantization.artifact import BlobReader, BlobRef, Manifest, decode_blob, decode_files, read_references
-from quantization.calibration_recipe import DEFAULT_RECIPE, CalibrationRecipe, prepare_inputs
+from quantization.calibration_recipe import DEFAULT_RECIPE, CalibrationRecipe, prepare_inputs, prepared_blocks
 from quantization.errors import ConfigurationError, MalformedError
+from quantization.histogram import merge_all
 from quantization.moments import ChannelReference
 from quantization.observation import BatchFloor, Observation, ValuesSink, batches, finite_inputs, observe
 
@@ -110,27 +111,35 @@ class Observer:
     ) -> Observation:
         """Return the histogram of every site and the plain moments of every layer of the float model.
 
+        Plain moments are of the inputs alone: they say how far the field's own inputs are from the lab's, and no copy
+        may blur that.
+
         Args:
             inputs: Shape (N, ...), N may be 0.
             values_sink: Sees the values that go into the histograms.
-            recipe: Which inputs weigh more in histograms, and which copies join them in both.
+            recipe: Which inputs weigh more in histograms, and which copies join them there.
             labels: Class of each input, int64 (N,), -1 where unknown; a recipe by loss reads them.
             seed: Of the copies.
         """
+        references, sites = self.references, self._stage.sites
+        parts: list[Observation] = []
         with self._plain() as session:
-            rows, steps = prepare_inputs(
-                recipe, inputs, lambda rows: self._logits(session, rows), labels, seed
-            )
-            seen = observe(
-                self._run(session),
-                rows,
-                self.references,
-                self._batch_size,
-                sites=self._stage.sites,
-                values_sink=values_sink,
-                weights=steps if recipe.is_weighted else None,
-            )
-        return _with_broken(seen, inputs)
+            blocks = prepared_blocks(recipe, inputs, lambda rows: self._logits(session, rows), labels, seed)
+            for rows, weights in blocks:
+                parts.append(
+                    observe(
+                        self._run(session),
+                        rows,
+                        references,
+                        self._batch_size,
+                        sites=sites,
+                        values_sink=values_sink,
+                        weights=weights,
+                    )
+                )
+                references = {}  # of the first block, which has the originals
+        histograms = {site: merge_all(part.histograms[site] for part in parts) for site in sites}
+        return _with_broken(replace(parts[0], histograms=histograms), inputs)
 
     def logits(self, inputs: FloatArray) -> Float32Array:
         """Return the logits of the corrected float model, shape (N, classes).

@@ -25,8 +25,8 @@ COMPRESSION_LEVEL = 19
 """Of zstd, for what devices fetch."""
 
 _WIDE_BYTES = 1 << 16
-"""From here, zstd searches codes for repetitions less: it finds none that help, is three times as fast, and codes
-of 1 to 2.5 bits take 3 to 6 % less, because its estimate of what a repetition saves is too high for them."""
+"""From here, zstd searches codes for repetitions less: that is three times as fast, and codes of 1 to 3 bits take up
+to 6 % less, because zstd thinks too well of what a repetition saves where there is nothing to repeat."""
 
 _MAX_WINDOW_BYTES = 8 << 20  # what level 19 uses at most; a frame that asks for more memory is refused
 _DIGEST = re.compile(r"[0-9a-f]{64}")

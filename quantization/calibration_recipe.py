@@ -12,7 +12,9 @@ The rules:
 4. Each augmentation adds one copy of every input, which weighs by its own hardness: with A of them, N inputs become
    N (1 + A). The originals come first.
 5. Weights count in histograms and second moments, which say where codes are worth spending. They never count in
-   channel moments, which are compared with the lab's: its inputs all weigh the same. Copies count in all of them.
+   channel moments, which are compared with the lab's: its inputs all weigh the same. Copies count in histograms,
+   second moments and sequential moments, where they help a small batch to normalise itself; never in plain moments,
+   which judge how far the field's own inputs are from the lab's.
 6. The default recipe changes nothing: no weights, no copies.
 """
 

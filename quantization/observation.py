@@ -51,7 +51,7 @@ class Observation:
     Attributes:
         moments: By layer, as the contribution of one device (nothing where no batch was usable).
         histograms: By site.
-        sample_count: Inputs that the moments and histograms are of, copies included.
+        sample_count: Inputs that the moments and histograms are of.
         left_out_count: Inputs that were left out: not finite, in a batch too small to normalise, or in one
             whose moments cannot be summed (such a batch is still in the histograms).
     """

@@ -276,9 +276,7 @@ def train_locally(
         run = _LocalRun(model, rows, settings)
         loss, best = run.measure(), dict(state)
         least = loss
-        optimizer = torch.optim.Adam(
-            _groups(model, state, settings, natural_units), betas=(0.9, 0.99), eps=1e-12
-        )
+        optimizer = torch.optim.Adam(_groups(model, settings, natural_units), betas=(0.9, 0.99), eps=1e-12)
         for _ in range(settings.epochs):
             run.epoch(optimizer)
             if not keeps_best:
@@ -326,31 +324,32 @@ class _LocalRun:
         for picked in torch.tensor_split(order, max(1, round(len(order) / self.settings.batch_size))):
             optimizer.zero_grad()
             self.loss(picked).backward()  # type: ignore[no-untyped-call]
-            with centred(list(self.model.weights.values())):
+            with natural_moves(self.model):
                 optimizer.step()
             self.model.keep_on_grid()
 
 
 @contextmanager
-def centred(weights: Sequence[Tensor]) -> Iterator[None]:
-    """Take each row's mean out of its weights' gradient, and out of how the weights move in this context.
+def natural_moves(model: QatModel) -> Iterator[None]:
+    """Turn what an optimizer does in this context, in units of its own, into movements in natural units.
 
-    After gradient centralization (arXiv:2004.01461). Inputs behind a ReLU are positive, so that the weights of a row
-    share a gradient that the bias could follow alone. Followed by the weights it turns many codes of a row over
-    together, which overshoots by far: without this, training at 2 bits diverges at rates that work with it.
-
-    Args:
-        weights: (O, K) each.
+    * Shadow weights move in steps of their row, and every row's mean movement is taken out, as out of the gradient
+      before (gradient centralization, arXiv:2004.01461). Inputs behind a ReLU are positive, so that the weights of a row
+      share a gradient that the bias could follow alone. Followed by the weights it turns many codes of a row over
+      together, which overshoots by far: without this, training at 2 bits diverges at rates that work with it.
+    * Steps move as logarithms: they stay positive, and small ones move as far as large ones.
     """
-    before = [weight.detach().clone() for weight in weights]
+    weights, steps = list(model.weights.values()), list(model.steps.values())
+    held = [[tensor.detach().clone() for tensor in tensors] for tensors in (weights, steps)]
     for weight in weights:
         if weight.grad is not None:
             weight.grad -= weight.grad.mean(1, keepdim=True)
     yield
     with torch.no_grad():
-        for weight, held in zip(weights, before, strict=True):
-            moved = weight - held
-            weight.copy_(held + moved - moved.mean(1, keepdim=True))
+        for weight, step, before, old_step in zip(weights, steps, *held, strict=True):
+            moved = weight - before
+            weight.copy_(before + (moved - moved.mean(1, keepdim=True)) * old_step[:, None])
+            step.copy_(old_step * torch.exp(step - old_step))
 
 
 def row_losses(
@@ -390,17 +389,12 @@ def _log_prior(labels: Tensor, classes: int) -> Tensor:
 
 
 def _groups(
-    model: QatModel, state: TrainedState, settings: TrainingSettings, units: Mapping[str, float]
+    model: QatModel, settings: TrainingSettings, bias_units: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """Return the parameters with their rates in units of their own."""
+    """Return the parameters with their rates; `natural_moves` says what those of weights and steps are in."""
     groups: list[dict[str, Any]] = []
     for name, parameters in model.parameters_by_layer():
-        step = float(np.mean(state[name].step))
-        rates = (
-            settings.weight_rate * step,
-            settings.step_rate * step,
-            settings.bias_rate * units.get(name, 0.0),
-        )
+        rates = settings.weight_rate, settings.step_rate, settings.bias_rate * bias_units.get(name, 0.0)
         groups += [
             {"params": [p], "lr": rate} for p, rate in zip(parameters, rates, strict=False) if p.requires_grad
         ]

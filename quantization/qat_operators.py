@@ -112,10 +112,10 @@ def _pool(node: onnx.NodeProto, *, is_max: bool) -> Operation:
         if is_max:
             pool = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[axes - 1]
             padded = functional.pad(x, widths, value=-torch.inf) if any(widths) else x
-            return pool(padded, kernel, strides, 0, dilations)  # type: ignore[no-any-return,operator]
+            return pool(padded, kernel, strides, 0, dilations)
         average = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[axes - 1]
         if not any(widths):
-            return average(x, kernel, strides)  # type: ignore[no-any-return,operator]
+            return average(x, kernel, strides)
         mean = average(functional.pad(x, widths), kernel, strides)
         if counts_pads:
             return mean
@@ -248,7 +248,8 @@ def _reduce(node: onnx.NodeProto) -> Operation:
         chosen = _ints(axes)
         if not chosen and does_nothing:
             return x
-        return reduction(x, dim=chosen or list(range(x.ndim)), keepdim=keeps)  # type: ignore[no-any-return]
+        result: Tensor = reduction(x, dim=chosen or list(range(x.ndim)), keepdim=keeps)
+        return result
 
     return run
 

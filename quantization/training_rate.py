@@ -18,7 +18,7 @@ def size_bits(codes: NDArray[np.int8]) -> float:
 
 
 def fit_size(state: LayerState, grid: TrainingGrid, budget_bits: float) -> LayerState:
-    """Return the layer with codes of at most `budget_bits` of entropy, moved as little as that takes, by one code at most.
+    """Return the layer with codes of at most `budget_bits` of entropy, each moved by one code at most.
 
     Codes are chosen anew by distance^2 + price x bits, with the bits that each code takes now and the least price that
     suffices; a weight whose code changes is put into the cell of its new code, so that training goes on from there.

@@ -181,7 +181,9 @@ def open_session(graph: CompiledGraph) -> RunFunction:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4  # what goes wrong is raised, and said once
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # float32, as devices observe
+    options.add_session_config_entry(
+        "session.qdq_matmulnbits_accuracy_level", "1"
+    )  # float32, as devices observe
     contents = [np.ascontiguousarray(array).tobytes() for array in graph.files.values()]
     options.add_external_initializers_from_files_in_memory(
         list(graph.files), contents, [len(content) for content in contents]

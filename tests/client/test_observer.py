@@ -200,7 +200,7 @@ def test_labels_count_by_loss_alone() -> None:
     assert easy < hard
 
 
-def test_copies_join_inputs_in_histograms_and_moments() -> None:
+def test_copies_join_inputs_in_histograms_and_sequential_moments_alone() -> None:
     observer, x = observer_of(example().artifact()), example().inputs(6)
     recipe = CalibrationRecipe(augmentations=("noise=0.1", "brightness=0.2"))
     assert observer.moments(x).sample_count in (0, 6)
@@ -208,7 +208,9 @@ def test_copies_join_inputs_in_histograms_and_moments() -> None:
     assert (seen.sample_count, seen.left_out_count) == (18, 0)
     assert all(moments.devices == 1 for moments in seen.moments.values())
     plain = observer.ranges(x, recipe=recipe, seed=1)
-    assert plain.sample_count == 18
+    assert plain.sample_count == 6
+    assert plain.histograms["x"].count == 3 * observer.ranges(x).histograms["x"].count
+    assert plain.moments == observer.ranges(x).moments
     assert plain.histograms["x"].maximum > float(x.max())
     assert plain.histograms == observer.ranges(x, recipe=recipe, seed=1).histograms
     assert plain.histograms != observer.ranges(x, recipe=recipe, seed=2).histograms

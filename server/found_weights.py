@@ -1,0 +1,90 @@
+"""What a search for weights found, and the record of it."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from quantization.bit_allocation import Allocation
+from quantization.layer_codes import LayerCodes, RoundedWeights, to_bytes
+from quantization.stored_size import stored_size_bytes
+from server.field_probes import Measured
+from server.precision import Choice, Option, floats_of, fp32_weight_bytes, predicted_loss
+from server.precision_record import FrontPoint, LayerPrecision, PrecisionRecord
+
+if TYPE_CHECKING:
+    from server.weight_search import WeightSearch
+
+
+@dataclass(frozen=True, slots=True)
+class FoundWeights:
+    """What a search found.
+
+    Attributes:
+        content: The rounded weights (`quantization.layer_codes`).
+        bit_widths: Of the layers that have codes.
+        float_layers: Float type of the others.
+        gain_factors: By layer whose gain was corrected: what to multiply later estimates by.
+        record: How, and why.
+    """
+
+    content: bytes
+    bit_widths: Mapping[str, int]
+    float_layers: Mapping[str, str]
+    gain_factors: Mapping[str, float]
+    record: PrecisionRecord
+
+
+def found_weights(
+    search: "WeightSearch", choice: Choice, weights: RoundedWeights, seen: Measured | None
+) -> FoundWeights:
+    """Return the result of the search."""
+    began = time.perf_counter()
+    content = to_bytes(weights)
+    search.tune_seconds += time.perf_counter() - began
+    layers = tuple(_layer_record(search, name, choice[name], weights.get(name)) for name in choice)
+    fp32_bytes, size = fp32_weight_bytes(search.tuning.model), sum(layer.size_bytes for layer in layers)
+    record = PrecisionRecord(
+        layers=layers,
+        size_ratio=fp32_bytes / size,
+        weight_bytes=size,
+        fp32_weight_bytes=fp32_bytes,
+        overhead_bytes=0,
+        predicted_loss=predicted_loss(choice, search.values()),
+        measured_loss=None if seen is None else seen.loss,
+        tune_seconds=search.tune_seconds,
+        front=tuple(_front_point(allocation, one, fp32_bytes) for allocation, one in search.tried_front),
+    )
+    bit_widths = {name: codes.bit_width for name, codes in weights.items()}
+    return FoundWeights(content, bit_widths, floats_of(choice), search.factors, record)
+
+
+def _layer_record(
+    search: "WeightSearch", name: str, option: Option, codes: LayerCodes | None
+) -> LayerPrecision:
+    """Return how a layer is stored."""
+    gain, factor, value = search.gains.get(name), search.factors.get(name, 1.0), search.values()[name]
+    layer = next(layer for layer in search.tuning.model.plan.layers if layer.name == name)
+    parameters = int(search.tuning.model.draft.tensors[layer.weight].size)
+    size = option.size_bytes if codes is None else stored_size_bytes(codes.codes)
+    is_bounded = gain is not None and gain.high != float("inf")
+    return LayerPrecision(
+        name=name,
+        parameters=parameters,
+        storage=option.storage,
+        bit_width=option.bit_width if codes is None else codes.bit_width,
+        stored_bits=8 * size / parameters,
+        size_bytes=size,
+        gain=value,
+        gain_low=gain.low * factor if gain is not None else 0.0,
+        gain_high=gain.high * factor if gain is not None and is_bounded else None,
+        devices=gain.devices if gain is not None else 0,
+        predicted_loss=value * option.loss,
+    )
+
+
+def _front_point(allocation: Allocation, seen: Measured | None, fp32_bytes: int) -> FrontPoint:
+    size = allocation.size_bytes
+    if seen is None:
+        return FrontPoint(size, fp32_bytes / size, allocation.loss)
+    return FrontPoint(size, fp32_bytes / size, allocation.loss, seen.loss, seen.drop)
