@@ -5,21 +5,30 @@ the corrected model; what is stored is divided by the gain again, so that a late
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from quantization.bit_allocation import Allocation, Budget, Candidate, allocate_bits
+from quantization.bit_allocation import Allocation, Budget, Candidate
 from quantization.blob import encode_blob
 from quantization.errors import ConfigurationError
 from quantization.graph_plan import Layer
 from quantization.layer_codes import LayerCodes, RoundedWeights, weight_rows
 from quantization.layer_rounding import RoundedLayer
 from quantization.layer_weights import float_content
+from quantization.measured_allocation import allocate_measured
 from quantization.model_rounding import round_model
 from quantization.policy import Policy
 from quantization.rounding import RealArray
-from quantization.scale_search import PACKED_GRIDS, RATED_GRIDS, Grid, PackedGrid, RatedGrid
+from quantization.scale_search import (
+    PACKED_GRIDS,
+    RATED_GRIDS,
+    Grid,
+    PackedGrid,
+    RatedGrid,
+    affordable_grids,
+    limited_grids,
+)
 from quantization.second_moments import SecondMoments
 from quantization.stored_size import stored_size_bytes
 from server.candidate import PlannedModel
@@ -75,12 +84,16 @@ class LayerLatency:
     floating: float
 
 
-def grids_for(settings: PrecisionSettings | None, max_weight_bits: int) -> tuple[Grid, ...]:
-    """Return the grids that layers are rounded on.
+def grids_for(settings: PrecisionSettings | None, max_weight_bits: int, weights: int = 0) -> tuple[Grid, ...]:
+    """Return the grids that a layer is rounded on.
 
     Args:
         settings: Equal bits for all layers need one grid, a budget needs all; None for the packed grids of 2 to 8 bits.
         max_weight_bits: Most bits that the class of devices can compute with.
+        weights: Of the layer; wide layers are rounded on fewer grids.
+
+    Raises:
+        ConfigurationError: If equal bits are asked for that the class cannot compute with.
     """
     if settings is None:
         return tuple(grid for grid in PACKED_GRIDS if grid.bit_width <= max_weight_bits)
@@ -90,9 +103,9 @@ def grids_for(settings: PrecisionSettings | None, max_weight_bits: int) -> tuple
                 f"weight-bits {settings.weight_bits} is more than the {max_weight_bits} that devices of this class take"
             )
         return (PackedGrid(settings.weight_bits),)
-    rated = [RatedGrid(_FINE_STEP), *RATED_GRIDS]
+    rated = affordable_grids(weights, (RatedGrid(_FINE_STEP), *RATED_GRIDS))
     packed = (*(PackedGrid(bits) for bits in _COARSE_BITS), PackedGrid(max_weight_bits))
-    return (*(replace(grid, bit_width=max_weight_bits) for grid in rated), *packed)
+    return tuple(limited_grids([*rated, *packed], max_weight_bits))
 
 
 def probe_grid(max_weight_bits: int) -> Grid:
@@ -201,12 +214,15 @@ def allocate(
     budget: Budget,
     latencies: Mapping[str, LayerLatency] | None = None,
 ) -> tuple[Choice, Allocation]:
-    """Return the option of every layer with which the predicted loss is least within the budget.
+    """Return the option of every layer with which the predicted loss is least within the budget, by exact sizes.
 
     Raises:
         ConfigurationError: If nothing fits; it names the smallest budget that would do.
     """
-    allocation = allocate_bits(as_candidates(options, gains, latencies), budget)
+    candidates = as_candidates(options, gains, latencies)
+    allocation, _ = allocate_measured(
+        candidates, budget, lambda name, index: exact_bytes({name: options[name][index]})
+    )
     return chosen(options, allocation), allocation
 
 

@@ -37,7 +37,7 @@ class TrainingPlan:
 
     Attributes:
         rounds: Rounds that train; one more measures.
-        local: What each device does in a round.
+        local: What each device does in the first round; rates become slower until the last.
         momentum: Of the server (FedAvgM, arXiv:1909.06335).
         rate: What an average movement is multiplied with.
         max_weight: Rows that a device counts as, at most.
@@ -118,7 +118,8 @@ def train_weights(
     state, movement = trainer.start, Movement.none(trainer.layout)
     best, least = dict(state), math.inf
     for number in range(plan.rounds + 1):
-        local = plan.local if number < plan.rounds else replace(plan.local, epochs=0)
+        local = plan.local.slowed(number / plan.rounds)
+        local = local if number < plan.rounds else replace(local, epochs=0)
         request = TrainRequest(
             trainer.model, trainer.layout, state, trainer.activations, local, number, plan.max_weight
         )

@@ -27,7 +27,6 @@ from server.precision import (
     as_candidates,
     chosen,
     codes_of,
-    exact_bytes,
     fp32_weight_bytes,
     grids_for,
     predicted_loss,
@@ -51,7 +50,6 @@ layers reinforce each other."""
 _CHOSEN = "chosen"
 _RESTORED_SHARE = 0.1  # of the model's loss, at least, that restoring one layer must win back to be its fault
 _CORRECTIONS = 2  # of the gains, at most
-_ESTIMATES = 4  # allocations, at most, until estimated sizes are right
 
 
 @dataclass
@@ -105,7 +103,11 @@ class WeightSearch:
         began = time.perf_counter()
         model, policy = self.tuning.model, self.reference.policy
         bits = self.tuning.registry.device_class(self.tuning.device_class).max_weight_bits
-        options = round_options(model, policy, moments, grids_for(self.settings, bits))
+        grids = {
+            layer.name: grids_for(self.settings, bits, model.draft.tensors[layer.weight].size)
+            for layer in model.plan.layers
+        }
+        options = round_options(model, policy, moments, grids)
         options = with_float_options(options, self.settings, model, policy, moments)
         return replace(
             self,
@@ -163,35 +165,22 @@ class WeightSearch:
         return choice, seen
 
     def allocate(self) -> Choice:
-        """Return the best choice within the budget; sizes of wide layers are estimates, and checked afterwards."""
-        began = time.perf_counter()
-        most = None
-        if self.settings.size_ratio is not None:
-            most = int(fp32_weight_bytes(self.tuning.model) / self.settings.size_ratio)
-        target, excess = most, 0
-        for _ in range(_ESTIMATES):
-            choice = self.allocate_within(target)
-            excess = 0 if most is None else max(exact_bytes(choice) - most, 0)
-            if most is None or target is None or not excess:
-                break
-            target -= excess
-        self.tune_seconds += time.perf_counter() - began
-        return choice
-
-    def allocate_within(self, size_bytes: int | None) -> Choice:
-        """Return the best choice of so many bytes.
+        """Return the best choice within the budget.
 
         Raises:
             ConfigurationError: If there is none; it names the smallest size, and how many times smaller that is.
         """
+        began = time.perf_counter()
+        fp32_bytes = fp32_weight_bytes(self.tuning.model)
+        most = None if self.settings.size_ratio is None else int(fp32_bytes / self.settings.size_ratio)
         try:
-            return allocate(self.options, self.values(), self.budget(size_bytes), self.probes.latencies)[0]
+            choice, _ = allocate(self.options, self.values(), self.budget(most), self.probes.latencies)
         except ConfigurationError as error:
             smallest = sum(min(option.size_bytes for option in of) for of in self.options.values())
-            ratio = fp32_weight_bytes(self.tuning.model) / smallest
-            raise ConfigurationError(
-                f"{error}: weights get {ratio:.1f} times smaller than fp32 at most"
-            ) from error
+            limit = f"weights get {fp32_bytes / smallest:.1f} times smaller than fp32 at most"
+            raise ConfigurationError(f"{error}: {limit}") from error
+        self.tune_seconds += time.perf_counter() - began
+        return choice
 
     def budget(self, size_bytes: int | None) -> Budget:
         """Return a budget of so many bytes, and of the time that the settings allow."""

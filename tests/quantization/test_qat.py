@@ -10,7 +10,8 @@ from quantization.errors import ConfigurationError, UnsupportedModelError
 from quantization.graph import GraphPlan, analyze, canonicalize
 from quantization.layer_codes import LayerCodes
 from quantization.policy import Policy
-from quantization.qat import LearnedStep, QatModel, Rows, natural_moves, row_losses, train_locally
+from quantization.qat import QatModel, Rows, natural_moves, row_losses, train_locally
+from quantization.qat_model import LearnedStep
 from quantization.training_model import finish_state, start_state
 from quantization.training_settings import TrainingSettings
 from quantization.training_state import LayerState, TrainingGrid
