@@ -5,7 +5,7 @@ table like all others. "few" fleets keep 5 inputs per device, spread over what t
 their control: no augmentation, but every input is there two times. What it gives is not due to new views of the data
 but to batches that are large enough to normalise (at least 8 inputs).
 
-    python benchmarks/bench_adaptive.py                      # everything (about 10 CPU minutes)
+    python benchmarks/bench_adaptive.py                      # everything (12 CPU minutes)
     python benchmarks/bench_adaptive.py --task har           # one task
     python benchmarks/bench_adaptive.py --smoke              # one small fleet, for the pipeline
 """

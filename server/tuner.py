@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from flwr.serverapp import Grid
 
+from quantization.augmentation import require_augmentations
 from quantization.errors import ConfigurationError, NotFoundError, QuantFleetError, RoundFailedError
 from server.candidate import PlannedModel
 from server.class_tuner import tune_class
@@ -110,6 +111,7 @@ def meet(
 ) -> Meeting:
     """Return who said hello, by device class; arguments and errors are those of `run_generation`."""
     model = PlannedModel.load(registry.model(settings.model_name).digest, blobs)
+    require_augmentations(settings.calibration.parsed, model.plan.input_shape[1:])
     cohort, rounds = settings.cohort, settings.rounds
     nodes = wait_for_nodes(grid, cohort.expected_nodes, cohort.wait_seconds, clock=clock)
     devices = hello(grid, nodes, rounds, clock=clock).value
