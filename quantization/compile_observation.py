@@ -14,7 +14,7 @@ A sample takes every k-th value of the flattened tensor, k a prime that divides 
 and positions take their turn; about 4,096 values per 32 examples.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -264,7 +264,7 @@ class ObservationWriter:
         self.slots: dict[str, ChannelSlot] = {slot.layer: slot for slot in channel_slots(plan)}
         self.outputs: list[onnx.ValueInfoProto] = []
 
-    def write(self, node: onnx.NodeProto, outputs: list[str]) -> Layer | None:
+    def write(self, node: onnx.NodeProto, outputs: Sequence[str]) -> Layer | None:
         """Append the node, reading its weights from codes; return the layer that it is."""
         layer = self.layers.get(node.name)
         inputs = list(node.input)

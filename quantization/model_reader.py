@@ -4,6 +4,8 @@ A model is taken if it is one self-contained graph of float32 operators from the
 float32 input.
 """
 
+from collections.abc import Mapping
+
 import onnx
 from onnx import checker, version_converter
 
@@ -20,7 +22,7 @@ _QUANTIZED_OPS = {
     "ConvInteger",
     "MatMulInteger",
 }
-_HALF_TYPES = {onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16"}
+_HALF_TYPES: Mapping[int, str] = {onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16"}
 _STANDARD_DOMAINS = {"", "ai.onnx"}
 
 
