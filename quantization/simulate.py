@@ -120,10 +120,12 @@ def load_graph(compiled: CompiledGraph) -> SimulatedGraph:
     """
     graph = onnx.load_model_from_string(compiled.skeleton).graph
     constants = {tensor.name: _read_tensor(tensor, compiled.files) for tensor in graph.initializer}
+    from_codes = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     layers = {
         node.name: _integer_layer(node, graph.node, constants)
         for node in graph.node
         if node.op_type in {"Conv", "Gemm", "MatMul"} and f"{node.input[1]}".endswith(":float")
+        if node.input[1] in from_codes  # a layer that is kept in float has another operator there
     }
     outputs = tuple(value.name for value in graph.output)
     return SimulatedGraph(tuple(graph.node), constants, layers, outputs, graph.input[0].name)

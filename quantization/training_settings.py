@@ -61,7 +61,10 @@ class TrainingSettings:
         Args:
             share_done: Part of the training that is over, 0 to 1.
         """
-        factor = SLOWEST + (1 - SLOWEST) * 0.5 * (1 + math.cos(math.pi * share_done))
+        return self.scaled(SLOWEST + (1 - SLOWEST) * 0.5 * (1 + math.cos(math.pi * share_done)))
+
+    def scaled(self, factor: float) -> "TrainingSettings":
+        """Return the settings with all rates times `factor`."""
         return replace(
             self,
             weight_rate=factor * self.weight_rate,

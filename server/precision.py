@@ -38,6 +38,7 @@ PROBE_STEP = 0.78
 """Step of the grid that probes are rounded on: about 2.5 bits, an error that a few inputs show."""
 
 _FINE_STEP = 0.05
+_COARSE_STEPS = (2.6, 3.4)  # about one bit per weight, and less
 _COARSE_BITS = (
     2,
     3,
@@ -103,7 +104,8 @@ def grids_for(settings: PrecisionSettings | None, max_weight_bits: int, weights:
                 f"weight-bits {settings.weight_bits} is more than the {max_weight_bits} that devices of this class take"
             )
         return (PackedGrid(settings.weight_bits),)
-    rated = affordable_grids(weights, (RatedGrid(_FINE_STEP), *RATED_GRIDS))
+    steps = (RatedGrid(_FINE_STEP), *RATED_GRIDS, *(RatedGrid(step) for step in _COARSE_STEPS))
+    rated = affordable_grids(weights, steps)
     packed = (*(PackedGrid(bits) for bits in _COARSE_BITS), PackedGrid(max_weight_bits))
     return tuple(limited_grids([*rated, *packed], max_weight_bits))
 

@@ -2,8 +2,8 @@
 
 The rules:
 
-1. The start is a candidate: a state whose loss the fleet measured as greater never comes back. The loss of every
-   round's start is measured by that round on the same rows, and a last round only measures.
+1. The start is a candidate: a state whose loss the fleet measured as greater is left again, for a nearer one. The loss
+   of every round's start is measured by that round on the same rows, and a last round only measures.
 2. The stored size does not grow: after every round the codes of each layer are moved back, where it costs least,
    until they take no more bits than at the start.
 3. Equal replies give equal weights: sums are integers, everything else is a function of them.
@@ -55,6 +55,9 @@ class TrainingPlan:
                 f"{self.rounds} rounds of training with momentum {self.momentum} and rate {self.rate}"
             )
 
+
+BACKTRACK = 0.3
+"""What is left of a movement that made the fleet's loss greater, and of all later rates."""
 
 DEFAULT_PLAN = TrainingPlan()
 
@@ -115,10 +118,10 @@ def train_weights(
         ConfigurationError: If the weights do not fit the model.
     """
     trainer = _Trainer.set_up(model, policy, start, learns_steps)
-    state, movement = trainer.start, Movement.none(trainer.layout)
-    best, least = dict(state), math.inf
+    state, movement = dict(trainer.start), Movement.none(trainer.layout)
+    best, least, rate, length = dict(state), math.inf, 1.0, 1.0
     for number in range(plan.rounds + 1):
-        local = plan.local.slowed(number / plan.rounds)
+        local = plan.local.slowed(number / plan.rounds).scaled(rate)
         local = local if number < plan.rounds else replace(local, epochs=0)
         request = TrainRequest(
             trainer.model, trainer.layout, state, trainer.activations, local, number, plan.max_weight
@@ -132,10 +135,12 @@ def train_weights(
             )
         )
         if loss < least:
-            best, least = dict(state), loss
-        if number < plan.rounds:
+            best, least, length = dict(state), loss, 1.0
             movement = movement.after(update, trainer.layout, plan.momentum)
-            state = trainer.fitted(apply_movement(state, movement, trainer.layout, plan.rate))
+        else:  # too far: go back, and less far along the same movement
+            rate, length = rate * BACKTRACK, length * BACKTRACK
+        if number < plan.rounds:
+            state = trainer.fitted(apply_movement(best, movement, trainer.layout, plan.rate * length))
     return trainer.finish(best)
 
 

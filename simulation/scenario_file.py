@@ -14,6 +14,7 @@ from server.calibration_settings import recipe_from_options
 from server.precision_settings import read_options
 
 _MAX_FILE_BYTES, _MAX_DEPTH = 1 << 16, 8
+_MAX_DOTS = 64  # of a key; the time that reading it takes grows with their square
 
 
 def read_file(file: Path) -> dict[str, Any]:
@@ -35,6 +36,8 @@ def read_file(file: Path) -> dict[str, Any]:
         raise ConfigurationError(
             f"scenario {file} is longer than {_MAX_FILE_BYTES} bytes; is it the right file?"
         )
+    if any(line.partition(b"=")[0].count(b".") > _MAX_DOTS for line in content.splitlines()):
+        raise ConfigurationError(f"scenario {file} is nested too deep; see docs/cli.md")
     try:
         document = tomllib.loads(content.decode())
     except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, or a number of thousands of digits

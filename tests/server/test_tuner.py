@@ -137,7 +137,7 @@ def test_the_ranges_are_bit_for_bit_those_of_all_values_in_one_array(bench: Benc
     pooled: dict[str, list[FloatArray]] = {}
     for device in reversed(fleet.devices):
         Observer(manifest, bench.blobs.get).ranges(
-            device.inputs(), lambda site, values: pooled.setdefault(site, []).append(values)
+            device.inputs(), lambda site, values, _: pooled.setdefault(site, []).append(values)
         )
     histograms = {s: DyadicHistogram.from_values(np.concatenate(values)) for s, values in pooled.items()}
     method = method_from_name(policy_of(generation).range_method)

@@ -83,6 +83,7 @@ def test_weights_meet_a_size_and_are_published_as_recorded(task: TaskData) -> No
         assert bench.precision(generation) == record
 
 
+@pytest.mark.slow
 def test_weights_of_a_fleet_are_those_of_pooled_data_and_the_check_can_fail(task: TaskData) -> None:
     with bench_of(task, size_ratio=9.0) as bench:
         generation = tuned(bench)
@@ -104,6 +105,7 @@ def test_equal_bits_for_all_layers(task: TaskData) -> None:
         assert not record.front
 
 
+@pytest.mark.slow
 def test_classes_that_cannot_multiply_eight_bits_get_codes_of_seven(task: TaskData) -> None:
     with bench_of(task, size_ratio=5.0, device_classes=("x86",)) as bench:
         record = record_of(tuned(bench))
@@ -120,6 +122,7 @@ def _with(bench: Bench, goal: PrecisionSettings) -> tuple[Tuning, Generation, Ba
     return tuning, generation, Base.load(generation, bench.registry, bench.blobs)
 
 
+@pytest.mark.slow
 def test_a_drop_is_kept_by_the_smallest_weights_that_devices_saw_keep_it(task: TaskData) -> None:
     with bench_of(task, max_drop=1.0) as bench:
         generation = tuned(bench)
@@ -144,6 +147,7 @@ def tune_failed(bench: Bench) -> str:
     return generation.reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [Step.INPUTS, Step.PROBES, Step.WEIGHTS])
 def test_a_run_that_was_cut_off_goes_on_to_the_same_weights(task: TaskData, cut: Step) -> None:
     with bench_of(task, size_ratio=10.0) as whole:
@@ -165,6 +169,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_weights(task: TaskData, cut:
         assert resumed.manifest_digest == expected.manifest_digest
 
 
+@pytest.mark.slow
 def test_what_runs_already_is_not_searched_again_and_another_goal_is(task: TaskData) -> None:
     with bench_of(task, size_ratio=8.0) as bench:
         first = tuned(bench)
@@ -178,6 +183,7 @@ def test_what_runs_already_is_not_searched_again_and_another_goal_is(task: TaskD
         assert accuracy_of(bench, smaller) >= 0.96
 
 
+@pytest.mark.slow
 def test_liars_do_not_spoil_the_weights(task: TaskData) -> None:
     found = []
     for liars in (0.0, 0.2):
@@ -186,6 +192,7 @@ def test_liars_do_not_spoil_the_weights(task: TaskData) -> None:
     assert found[1] >= found[0] - 0.01
 
 
+@pytest.mark.slow
 def test_a_gain_that_was_far_too_small_is_found_out_and_remembered(
     task: TaskData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +216,7 @@ def test_a_gain_that_was_far_too_small_is_found_out_and_remembered(
         assert found.record.size_ratio >= 14
 
 
+@pytest.mark.slow
 def test_named_layers_stay_float_and_run(task: TaskData) -> None:
     last = None
     with bench_of(task, size_ratio=8.0) as bench:
@@ -234,6 +242,7 @@ def test_unknown_float_layer_is_refused_with_the_names_there_are(task: TaskData)
         assert "nowhere" in tune_failed(bench)
 
 
+@pytest.mark.slow
 def test_a_latency_budget_is_held_against_what_devices_measured(task: TaskData) -> None:
     with bench_of(task, size_ratio=8.0, latency_budget_seconds=1.0) as bench:
         assert tuned(bench).step is Step.PUBLISHED
@@ -241,6 +250,7 @@ def test_a_latency_budget_is_held_against_what_devices_measured(task: TaskData) 
         assert "the smallest feasible budget is" in tune_failed(bench)
 
 
+@pytest.mark.slow
 def test_rounding_in_sequence_keeps_to_the_size(task: TaskData) -> None:
     with bench_of(task, size_ratio=12.0, rounding_rounds=3) as bench:
         generation = tuned(bench)
@@ -248,6 +258,7 @@ def test_rounding_in_sequence_keeps_to_the_size(task: TaskData) -> None:
         assert accuracy_of(bench, generation) >= 0.96
 
 
+@pytest.mark.slow
 def test_precision_and_drift_are_tuned_together(task: TaskData) -> None:
     with bench_of(task, devices=10, size_ratio=8.0, drifts=("contrast=0.3",)) as bench:
         generation = tuned(bench)
