@@ -12,7 +12,6 @@ from quantization.errors import ConfigurationError
 from quantization.fixed_grid import FixedGrid
 from quantization.moments import MAX_CHANNELS
 
-
 Overrides = Mapping[str, bytes]
 """Decoded content by location, in the place of the artifact's files."""
 
