@@ -13,6 +13,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from quantization.affine import AffineParams
 from quantization.compile import site_params
 from quantization.errors import ConfigurationError
@@ -173,7 +175,9 @@ class _Trainer:
             )
         grids = {
             name: TrainingGrid(
-                (1 << (codes.bit_width - 1)) - 1,
+                max(
+                    (1 << (codes.bit_width - 1)) - 1, int(np.abs(codes.codes).max())
+                ),  # -16 takes 5 bits, as 15 does
                 learns_steps if isinstance(learns_steps, bool) else learns_steps.get(name, True),
             )
             for name, codes in start.items()
