@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from flwr.app import Context
 
+from client.folder_lock import Access
 from client.sampler import Sampler
 from client.state import StateFolder
 from quantization.arrays import FloatArray, IntArray
@@ -40,7 +41,7 @@ class Device(Protocol):
         ...
 
     def install(self, manifest: Manifest) -> None:
-        """Make this artifact, whose blobs are all held, the one that serves."""
+        """Make this artifact, whose blobs are all held, the one that serves, unless that is another's to decide."""
         ...
 
     def has_blob(self, digest: str) -> bool:
@@ -105,7 +106,7 @@ def open_state_device(context: Context) -> Device:
             f"this device's node configuration lacks {STATE_FOLDER} or {DEVICE_CLASS}; start its SuperNode with "
             f'--node-config \'{STATE_FOLDER}="/var/lib/quantfleet" {DEVICE_CLASS}="arm"\''
         )
-    return StateDevice(StateFolder(folder), DeviceClass(device_class))
+    return StateDevice(StateFolder(folder, Access.GUEST), DeviceClass(device_class))
 
 
 class StateDevice:
@@ -125,8 +126,14 @@ class StateDevice:
         return self._folder.read_manifest()
 
     def install(self, manifest: Manifest) -> None:
-        """Make this artifact the one that serves after a restart."""
-        self._folder.write_manifest(manifest)
+        """Make this artifact the one that serves after a restart, where nobody else decides that.
+
+        An agent that owns the folder, or has an artifact on trial, is told by the update service what to run: what
+        it serves stays, and this device answers with the artifact that the round asks about.
+        """
+        with self._folder.lock.owning() as is_owner:
+            if is_owner and self._folder.slots().candidate is None:
+                self._folder.write_manifest(manifest)
 
     def has_blob(self, digest: str) -> bool:
         """Return whether the blob is held."""

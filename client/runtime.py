@@ -3,6 +3,7 @@
 No onnx package is needed: the skeleton's tensors are handed to ONNX Runtime from memory.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,10 +16,13 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from quantization.arrays import AnyArray
 from quantization.artifact import BlobReader, Manifest, TensorSpec, decode_blob, decode_files
 from quantization.errors import InvalidDataError, UpdateRejectedError
+from quantization.self_test import SelfTest
 
 Float32Array = NDArray[np.float32]
 InputHook = Callable[[Float32Array], None]
 """Is handed every batch that was inferred; must be quick and must not raise."""
+RunHook = Callable[[Manifest, float, bool], None]
+"""Is told of every run: of which artifact, how many seconds it took, and whether it gave finite outputs."""
 
 _ORT_ERRORS = (
     ort_errors.EPFail,
@@ -144,12 +148,26 @@ class Runtime:
     """
 
     def __init__(
-        self, manifest: Manifest, read_blob: BlobReader, threads: int = 1, on_input: InputHook | None = None
+        self,
+        manifest: Manifest,
+        read_blob: BlobReader,
+        threads: int = 1,
+        on_input: InputHook | None = None,
+        on_run: RunHook | None = None,
     ) -> None:
-        """Load the first artifact; its errors are those of `swap`."""
+        """Load the first artifact; its errors are those of `swap`.
+
+        Args:
+            manifest: Of the artifact.
+            read_blob: Gives its blobs.
+            threads: Of one inference.
+            on_input: Is handed what was inferred.
+            on_run: Is told how it went; must be quick and must not raise.
+        """
         self._threads = threads
-        self._on_input = on_input
+        self._on_input, self._on_run = on_input, on_run
         self._live = _load(manifest, read_blob, threads)
+        self._previous: _Live | None = None
         self._builder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="quantfleet-swap")
 
     @property
@@ -165,21 +183,44 @@ class Runtime:
     def infer(self, x: AnyArray) -> Float32Array:
         """Return the model's first output for one batch: float32 logits, shape (n, classes).
 
+        Where an artifact on trial cannot run a batch, or gives no finite outputs, what served before it runs the batch.
+
         Args:
             x: Shape (n, ...), the model's own input units.
 
         Raises:
             InvalidDataError: If the input is not what the model takes, or not finite.
         """
-        live = self._live
+        live, previous = self._live, self._previous
         batch = check_input(x, live.spec)
-        logits: Float32Array = run_session(live.session, [live.output], {live.spec.name: batch})[0]
+        try:
+            logits, is_finite = self._run(live, batch)
+        except InvalidDataError:
+            if previous is None or previous is live:
+                raise
+            is_finite = False
+        if not is_finite and previous is not None and previous is not live:
+            logits, _ = self._run(previous, batch)
         if self._on_input is not None:
             self._on_input(batch)
         return logits
 
-    def swap(self, manifest: Manifest, read_blob: BlobReader) -> Future[None]:
+    def _run(self, live: _Live, batch: Float32Array) -> tuple[Float32Array, bool]:
+        """Return the logits and whether they are finite, and tell the hook."""
+        began, is_finite = time.perf_counter(), False
+        try:
+            logits: Float32Array = run_session(live.session, [live.output], {live.spec.name: batch})[0]
+            is_finite = bool(np.isfinite(logits).all())
+        finally:
+            if self._on_run is not None:
+                self._on_run(live.manifest, time.perf_counter() - began, is_finite)
+        return logits, is_finite
+
+    def swap(self, manifest: Manifest, read_blob: BlobReader, *, is_trial: bool = False) -> Future[None]:
         """Build another artifact's session in the background, try it, and let it serve.
+
+        With `is_trial`, what served before stays loaded until `settle` or `revert`, and steps in where the other
+        fails.
 
         Swaps happen in the order in which they were asked for. On any failure the artifact that serves keeps
         serving, and the future raises:
@@ -187,19 +228,30 @@ class Runtime:
         Raises (from the future):
             MalformedError: If a blob is not what its reference says.
             DigestMismatchError: If content is not what its digest promises.
-            UpdateRejectedError: If the graph does not load, does not run, or takes or gives other shapes.
+            UpdateRejectedError: If the graph does not load, does not run, takes or gives other shapes, or computes
+                something else than the artifact's self-test says.
         """
-        return self._builder.submit(self._swap_now, manifest, read_blob)
+        return self._builder.submit(self._swap_now, manifest, read_blob, is_trial)
+
+    def revert(self) -> None:
+        """Let the artifact serve that served before the trial, at once; nothing happens without one."""
+        if self._previous is not None:
+            self._live, self._previous = self._previous, None
+
+    def settle(self) -> None:
+        """End the trial: what served before is dropped."""
+        self._previous = None
 
     def close(self) -> None:
         """Wait for swaps that were asked for; the live session keeps serving those who hold the runtime."""
         self._builder.shutdown(wait=True)
 
-    def _swap_now(self, manifest: Manifest, read_blob: BlobReader) -> None:
+    def _swap_now(self, manifest: Manifest, read_blob: BlobReader, is_trial: bool) -> None:
         live = self._live
         candidate = _load(manifest, read_blob, self._threads)
         if candidate.spec != live.spec:
             raise UpdateRejectedError(f"the update takes {candidate.spec}, what serves takes {live.spec}")
+        self._previous = live if is_trial else None
         self._live = candidate  # one reference: an inference sees the old or the new, never parts of both
 
 
@@ -211,11 +263,15 @@ def _load(manifest: Manifest, read_blob: BlobReader, threads: int) -> _Live:
     skeleton = decode_blob(stage.skeleton, read_blob(stage.skeleton.digest))
     session = open_session(skeleton, decode_files(stage.files, read_blob), threads)
     live = _Live(manifest, session, stage.input, stage.outputs[0])
-    _self_test(live)
+    _run_on_zeros(live)
+    if stage.self_test is not None:
+        _run_self_test(
+            live, SelfTest.from_content(decode_blob(stage.self_test, read_blob(stage.self_test.digest)))
+        )
     return live
 
 
-def _self_test(live: _Live) -> None:
+def _run_on_zeros(live: _Live) -> None:
     """Run the session on one input of zeros: what fails, fails before anybody depends on it."""
     zeros = np.zeros([size or 1 for size in live.spec.shape], np.float32)
     try:
@@ -224,6 +280,16 @@ def _self_test(live: _Live) -> None:
         raise UpdateRejectedError(f"the artifact does not run on zeros: {error}") from error
     if logits.dtype != np.float32 or not np.isfinite(logits).all():
         raise UpdateRejectedError("the artifact's graph gives outputs that are not finite float32 values")
+
+
+def _run_self_test(live: _Live, test: SelfTest) -> None:
+    """Compare the session with what the artifact says that it must give."""
+    inputs = test.inputs(live.manifest.model_digest, live.spec.shape)
+    try:
+        outputs = run_session(live.session, [live.output], {live.spec.name: inputs})[0]
+    except InvalidDataError as error:
+        raise UpdateRejectedError(f"the artifact does not run its self-test: {error}") from error
+    test.check(outputs)
 
 
 def _first_line(error: Exception) -> str:

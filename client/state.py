@@ -1,62 +1,75 @@
 """A device's state folder: what must survive a restart.
 
-    blobs/<digest>       stored blobs, content-addressed
-    manifest             manifest of the artifact that serves
+    slots                which artifact serves, is on trial, or is there to go back to: `client.slots`
+    blobs/<digest>       stored blobs, content-addressed; manifests are blobs too
+    partial/<digest>     what was fetched so far of blobs: `client.partial`
+    spool/<sequence>     telemetry that was not sent yet: `client.spool`
     samples.npz          sampled inputs
-    lock                 held by the one process that uses the folder
+    lock, guests         who uses the folder: `client.folder_lock`
 
 Rules:
 
 1. A file appears whole or not at all: it is written beside its place, flushed to the disk, and renamed.
-2. The manifest is written after the blobs it names, so that what it names is there.
+2. The slots are written after whatever they name, so that what they name is there.
 3. What is read is verified; a blob that is damaged is removed and reported, so that it is fetched again.
+4. One process owns the folder and alone changes the slots and removes blobs; guests read, and add blobs.
 """
 
 import contextlib
-import fcntl
-import os
-from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
+from client.blobs import BlobFolder
+from client.disk import TEMPORARY, Disk, replace_file
+from client.folder_lock import Access, FolderLock
+from client.slots import MAX_SLOTS_BYTES, Event, Slots, Target
 from quantization.artifact import Manifest
-from quantization.blob import check_digest, decode_blob_content
-from quantization.errors import ConfigurationError, DigestMismatchError, MalformedError, NotFoundError
+from quantization.blob import decode_blob_content, encode_blob
+from quantization.errors import ConfigurationError, MalformedError, NotFoundError
 
 _MAX_SAMPLES_BYTES = 256 << 20
-_MAX_MANIFEST_BYTES = 1 << 20
 
 
 class StateFolder:
-    """The folder, locked for this process until `close`."""
+    """The folder, locked for this process until `close`.
 
-    def __init__(self, path: Path | str) -> None:
-        """Create what is missing, take the lock, and clear away what a crash left half written.
+    Attributes:
+        path: Of the folder.
+        disk: Does whatever changes it.
+        blobs: The blobs, and the manifests under their own digests.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        access: Access = Access.OWNER,
+        disk: Disk = Disk(),  # noqa: B008  # has no state
+    ) -> None:
+        """Create what is missing and take the lock; an owner clears away what a crash left half written.
+
+        Args:
+            path: Of the folder.
+            access: As owner, of which there is one, or as guest.
+            disk: Does whatever changes the folder.
 
         Raises:
-            ConfigurationError: If the folder cannot be written, or another process uses it.
+            ConfigurationError: If the folder is not there and cannot be made, or another process owns it.
         """
-        self.path = Path(path)
-        self._blobs = self.path / "blobs"
-        self._manifest = self.path / "manifest"
+        self.path, self.disk = Path(path), disk
+        self._slots = self.path / "slots"
         self._samples = self.path / "samples.npz"
+        self.blobs = BlobFolder(self.path / "blobs", disk)
         try:
-            self._blobs.mkdir(parents=True, exist_ok=True)
-            self._lock: IO[bytes] = (self.path / "lock").open("ab")
+            if not self.blobs.path.is_dir():
+                disk.make_folder(self.blobs.path)
         except OSError as error:
             raise ConfigurationError(
                 f"state folder {self.path} cannot be written ({error.strerror}); choose a writable folder"
             ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise ConfigurationError(
-                f"state folder {self.path} is in use by another process; stop it or choose another folder"
-            ) from error
-        for leftover in [*self.path.glob("*.tmp"), *self._blobs.glob("*.tmp")]:
-            leftover.unlink()
+        self._lock = FolderLock(self.path, access)
+        if access is Access.OWNER:
+            self._clear_leftovers()
 
     def __enter__(self) -> Self:
         return self
@@ -70,77 +83,106 @@ class StateFolder:
         """Give up the lock."""
         self._lock.close()
 
+    @property
+    def lock(self) -> FolderLock:
+        """Says who uses the folder."""
+        return self._lock
+
     def digests(self) -> frozenset[str]:
         """Return the names of the blobs that are held."""
-        return frozenset(path.name for path in self._blobs.iterdir() if not path.name.endswith(".tmp"))
+        return self.blobs.digests()
 
     def has_blob(self, digest: str) -> bool:
         """Return whether the blob is held."""
-        return self._blob_path(digest).is_file()
+        return self.blobs.has(digest)
 
     def read_blob(self, digest: str) -> bytes:
-        """Return a blob's stored bytes, verified.
-
-        Raises:
-            NotFoundError: If it is not held.
-            DigestMismatchError: If it is damaged; it is removed, and held no longer.
-        """
-        path = self._blob_path(digest)
-        try:
-            stored = path.read_bytes()
-        except FileNotFoundError as error:
-            raise NotFoundError(f"blob {digest[:12]}... is not in {self._blobs}") from error
-        try:
-            decode_blob_content(stored, digest)
-        except (MalformedError, DigestMismatchError) as error:
-            path.unlink(missing_ok=True)
-            raise DigestMismatchError(
-                f"{path} was damaged and is removed; fetch it again: {error}"
-            ) from error
-        return stored
+        """Return a blob's stored bytes, verified; errors are those of `BlobFolder.read`."""
+        return self.blobs.read(digest)
 
     def store_blob(self, digest: str, stored: bytes) -> None:
-        """Keep a blob's stored bytes, once they are verified.
+        """Keep a blob's stored bytes, once they are verified; errors are those of `BlobFolder.store`."""
+        self.blobs.store(digest, stored)
 
-        Raises:
-            MalformedError: If they are not a blob.
-            DigestMismatchError: If they are another blob.
-            ConfigurationError: If the folder cannot be written.
-        """
-        path = self._blob_path(digest)
-        decode_blob_content(stored, digest)
-        self._write(path, stored)
-
-    def read_manifest(self) -> Manifest | None:
-        """Return the manifest of the artifact that serves; None before the first.
+    def slots(self) -> Slots:
+        """Return what is installed.
 
         Raises:
             MalformedError: If the file is damaged.
         """
-        data = _read_bounded(self._manifest, _MAX_MANIFEST_BYTES)
-        return None if data is None else Manifest.from_bytes(data)
+        data = _read_bounded(self._slots, MAX_SLOTS_BYTES)
+        return Slots() if data is None else Slots.from_bytes(data)
 
-    def write_manifest(self, manifest: Manifest) -> None:
-        """Make this artifact the one that serves after a restart.
+    def advance(self, event: Event, target: Target | None = None) -> Slots:
+        """Return the slots after an event, once that is on the disk for good.
+
+        Raises:
+            IllegalTransitionError: If it cannot happen now.
+            ConfigurationError: If this process does not own the folder, or it cannot be written.
+        """
+        return self.write_slots(self.slots().advance(event, target))
+
+    def write_slots(self, slots: Slots) -> Slots:
+        """Make these the slots, for good; return them.
+
+        Raises:
+            ConfigurationError: If this process does not own the folder, or it cannot be written.
+        """
+        with self._lock.owning() as is_owner:
+            if not is_owner:
+                raise ConfigurationError(f"another process decides what serves from {self.path}")
+            replace_file(self.disk, self._slots, slots.to_bytes())
+        return slots
+
+    def read_manifest(self, target: Target | None = None) -> Manifest | None:
+        """Return the manifest of a target, or of the artifact that serves; None before the first.
+
+        Raises:
+            MalformedError: If the slots are damaged, or name something else than a manifest.
+            NotFoundError: If the manifest is not held.
+            DigestMismatchError: If it is damaged.
+        """
+        wanted = target or self.slots().serving
+        if wanted is None:
+            return None
+        digest = wanted.manifest_digest
+        return Manifest.from_bytes(decode_blob_content(self.read_blob(digest), digest))
+
+    def missing_blobs(self, manifest: Manifest) -> list[str]:
+        """Return the digests of the blobs that a manifest names and that are not held, in order."""
+        return sorted(digest for digest in manifest.blobs if not self.has_blob(digest))
+
+    def store_manifest(self, manifest: Manifest) -> str:
+        """Keep a manifest whose blobs are all held; return its digest.
 
         Raises:
             NotFoundError: If a blob that it names is not held.
             ConfigurationError: If the folder cannot be written.
         """
-        missing = sorted(manifest.blobs.keys() - self.digests())
+        missing, digest = self.missing_blobs(manifest), manifest.digest()
         if missing:
             raise NotFoundError(
                 f"{len(missing)} blobs of the artifact are not held, the first is {missing[0]}"
             )
-        self._write(self._manifest, manifest.to_bytes())
+        if not self.has_blob(digest):
+            self.store_blob(digest, encode_blob(manifest.to_bytes()))
+        return digest
 
-    def keep_only(self, manifests: Iterable[Manifest]) -> int:
-        """Remove the blobs that none of these artifacts names; return how many there were."""
-        named = {digest for manifest in manifests for digest in manifest.blobs}
-        unnamed = self.digests() - named
-        for digest in unnamed:
-            self._blob_path(digest).unlink(missing_ok=True)
-        return len(unnamed)
+    def write_manifest(self, manifest: Manifest, version: int = 0) -> None:
+        """Make this artifact the one that serves after a restart, without a trial.
+
+        Args:
+            manifest: Of an artifact whose blobs are all held.
+            version: Of the target that named it; 0 if none did.
+
+        Raises:
+            NotFoundError: If a blob that it names is not held.
+            IllegalTransitionError: If another artifact is on trial.
+            ConfigurationError: If this process does not own the folder, or it cannot be written.
+        """
+        target, slots = Target(version, self.store_manifest(manifest)), self.slots()
+        if slots.serving != target:
+            self.write_slots(slots.advance(Event.INSTALLED, target))
 
     def read_samples(self) -> bytes | None:
         """Return what `write_samples` kept; None before the first time."""
@@ -148,36 +190,14 @@ class StateFolder:
 
     def write_samples(self, data: bytes) -> None:
         """Keep a sampler's bytes."""
-        self._write(self._samples, data)
+        replace_file(self.disk, self._samples, data)
 
-    def _blob_path(self, digest: str) -> Path:
-        return self._blobs / check_digest(digest)
-
-    def _write(self, path: Path, data: bytes) -> None:
-        """Put `data` in place of the file, all at once and for good."""
-        temporary = path.with_name(path.name + ".tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            _sync_folder(path.parent)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise ConfigurationError(
-                f"{path} cannot be written ({error.strerror}); free some space or choose a writable folder"
-            ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def _clear_leftovers(self) -> None:
+        """Remove what was not written to its end; while a guest is there, it may be what the guest writes now."""
+        with self._lock.alone() as is_alone, contextlib.suppress(OSError):  # a folder that can only be read
+            leftovers = [*self.path.glob(f"*{TEMPORARY}"), *self.path.glob(f"*/*{TEMPORARY}")]
+            for leftover in leftovers if is_alone else ():
+                self.disk.remove(leftover)
 
 
 def _read_bounded(path: Path, limit: int) -> bytes | None:

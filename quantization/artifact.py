@@ -119,6 +119,7 @@ def build_artifact(
     observation: ObservationFiles | None,
     policy: Policy,
     plan: Plan,
+    self_test: bytes = b"",
 ) -> Artifact:
     """Return the artifact of one stage named "main"; equal inputs give equal bytes.
 
@@ -127,6 +128,7 @@ def build_artifact(
         observation: The graphs that observe it; None for a device class that is never observed.
         policy: That the graphs were compiled for.
         plan: Of the model, as the graphs were compiled from.
+        self_test: What the inference graph gives for known inputs: `SelfTest.to_content`; empty for none.
     """
     blobs: dict[str, bytes] = {}
     plain = observation.plain if observation else None
@@ -141,13 +143,14 @@ def build_artifact(
         name="main",
         input=TensorSpec(plan.input_name, tuple(plan.input_shape)),
         outputs=tuple(plan.output_names),
-        skeleton=_add_skeleton(blobs, inference.skeleton),
+        skeleton=_add_bytes(blobs, inference.skeleton),
         files=_add_files(blobs, files),
-        plain=_add_skeleton(blobs, plain.skeleton) if plain else None,
-        normalizing=_add_skeleton(blobs, normalizing.skeleton) if normalizing else None,
+        plain=_add_bytes(blobs, plain.skeleton) if plain else None,
+        normalizing=_add_bytes(blobs, normalizing.skeleton) if normalizing else None,
         reference_files=_add_files(blobs, own_files),
         layers=_observed_layers(observation, plan) if observation else (),
         sites=tuple(observation.site_names) if observation else (),
+        self_test=_add_bytes(blobs, self_test) if self_test else None,
     )
     manifest = Manifest(policy.model_digest, policy.device_class, policy.generation, (stage,))
     return Artifact(manifest, blobs)
@@ -214,8 +217,8 @@ def _merged(*mappings: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
     return files
 
 
-def _add_skeleton(blobs: dict[str, bytes], skeleton: bytes) -> BlobRef:
-    return _add(blobs, "", np.frombuffer(skeleton, np.uint8), "bytes")
+def _add_bytes(blobs: dict[str, bytes], content: bytes) -> BlobRef:
+    return _add(blobs, "", np.frombuffer(content, np.uint8), "bytes")
 
 
 def _add_files(blobs: dict[str, bytes], files: Mapping[str, AnyArray]) -> tuple[BlobRef, ...]:

@@ -131,6 +131,23 @@ def decode_blob_content(stored: bytes, digest: str, size_bytes: int | None = Non
     return content
 
 
+def check_stored(stored: bytes, digest: str, place: str) -> None:
+    """Verify what a store reads back under a blob's name.
+
+    Args:
+        stored: What lies there.
+        digest: The blob's name.
+        place: Where, for the message.
+
+    Raises:
+        DigestMismatchError: If it is damaged, in whatever way.
+    """
+    try:
+        decode_blob_content(stored, digest)
+    except (MalformedError, DigestMismatchError) as error:
+        raise DigestMismatchError(f"blob {digest} in {place} is damaged: {error}") from error
+
+
 def _read_header(stored: bytes) -> tuple[Codec, int, int]:
     """Return codec, bit-width and decoded size."""
     if len(stored) < HEADER_BYTES:

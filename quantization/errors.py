@@ -30,12 +30,28 @@ class MalformedError(QuantFleetError):
     """Bytes or arrays from outside that are not what their format says."""
 
 
+class UnreachableError(QuantFleetError):
+    """A service that cannot be reached, or a stream of it that broke; it can be tried again."""
+
+
 class RoundFailedError(QuantFleetError):
     """A round that ended without the quorum of replies it needed."""
 
 
 class NotFoundError(QuantFleetError):
     """A model, generation or blob that the registry or the store does not hold."""
+
+
+class IllegalTransitionError(QuantFleetError):
+    """An event that a state machine does not know in the present state."""
+
+
+class OverloadedError(QuantFleetError):
+    """More is asked than can be given now; `retry_after_seconds` says how long to wait before asking again."""
+
+    def __init__(self, message: str, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class UpdateRejectedError(QuantFleetError):

@@ -10,6 +10,7 @@ Rules, each checked when a value is made, so that a manifest that exists is a va
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -25,6 +26,8 @@ from quantization.moments import MAX_CHANNELS
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_ARTIFACT_BYTES = 1 << 30
 """Most that all blobs of one manifest together may decode to."""
+MAX_INPUT_BYTES = 64 << 20
+"""Most that one input may take; whoever tests a graph makes a few of them."""
 MAX_GENERATION = (1 << 63) - 1
 MAX_STAGES = 16
 REFERENCE_FILE = "reference"
@@ -48,6 +51,8 @@ class TensorSpec:
         check_name(self.name, "input")
         if len(self.shape) > MAX_DIMENSIONS or any(size is not None and size < 1 for size in self.shape):
             raise MalformedError(f"input {self.name}: shape {self.shape!r:.80}")
+        if 4 * math.prod(size or 1 for size in self.shape) > MAX_INPUT_BYTES:
+            raise MalformedError(f"input {self.name}: more than {MAX_INPUT_BYTES} bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,7 @@ class Stage:
         reference_files: Files of `normalizing` that differ from `files` or are not there; likewise in order.
         layers: Observed layers, in graph order.
         sites: Activation sites whose histograms are observed, in graph order.
+        self_test: What `skeleton` gives for known inputs (`quantization.self_test`); None where it is not tested.
     """
 
     name: str
@@ -118,6 +124,7 @@ class Stage:
     reference_files: tuple[BlobRef, ...] = ()
     layers: tuple[ObservedLayer, ...] = ()
     sites: tuple[str, ...] = ()
+    self_test: BlobRef | None = None
 
     def __post_init__(self) -> None:
         """Refuse duplicates, wrong orders, and references that point outside their file."""
@@ -126,9 +133,9 @@ class Stage:
             check_name(name, "tensor")
         if not self.outputs or len(set(self.outputs)) != len(self.outputs):
             raise MalformedError(f"stage {self.name}: outputs {self.outputs!r:.80}")
-        for graph in (self.skeleton, self.plain, self.normalizing):
-            if graph is not None and (graph.location or graph.dtype != "bytes"):
-                raise MalformedError(f"stage {self.name}: {graph.label} is not a skeleton")
+        for content in (self.skeleton, self.plain, self.normalizing, self.self_test):
+            if content is not None and (content.location or content.dtype != "bytes"):
+                raise MalformedError(f"stage {self.name}: {content.label} is not a skeleton, nor a self-test")
         _check_files(self.name, self.files)
         _check_files(self.name, self.reference_files)
         for names in ([layer.name for layer in self.layers], self.sites):
@@ -145,9 +152,11 @@ class Stage:
 
     @property
     def blobs(self) -> tuple[BlobRef, ...]:
-        """Every blob of the stage, skeletons first."""
-        graphs = [graph for graph in (self.skeleton, self.plain, self.normalizing) if graph is not None]
-        return (*graphs, *self.files, *self.reference_files)
+        """Every blob of the stage, those without a location first."""
+        own = [
+            ref for ref in (self.skeleton, self.plain, self.normalizing, self.self_test) if ref is not None
+        ]
+        return (*own, *self.files, *self.reference_files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +263,7 @@ def _stage_to_proto(stage: Stage) -> pb.Stage:
         reference_files=[ref.to_proto() for ref in stage.reference_files],
         layers=[_layer_to_proto(layer) for layer in stage.layers],
         sites=stage.sites,
+        self_test=stage.self_test.to_proto() if stage.self_test else None,
     )
 
 
@@ -271,6 +281,7 @@ def _stage_from_proto(message: pb.Stage) -> Stage:
         reference_files=tuple(BlobRef.from_proto(ref) for ref in message.reference_files),
         layers=tuple(_layer_from_proto(layer) for layer in message.layers),
         sites=tuple(message.sites),
+        self_test=BlobRef.from_proto(message.self_test) if message.HasField("self_test") else None,
     )
 
 

@@ -11,11 +11,10 @@ from pathlib import Path
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from quantization.blob import check_digest, decode_blob_content
+from quantization.blob import check_digest, check_stored, decode_blob_content
 from quantization.errors import (
     ConfigurationError,
     DigestMismatchError,
-    MalformedError,
     NotFoundError,
 )
 
@@ -71,10 +70,7 @@ class BlobStore:
             stored: bytes = self._files.cat_file(self._path(digest))
         except FileNotFoundError as error:
             raise NotFoundError(f"blob {digest} is not in {self._root}") from error
-        try:
-            decode_blob_content(stored, digest)
-        except MalformedError as error:
-            raise DigestMismatchError(f"blob {digest} in {self._root} is damaged: {error}") from error
+        check_stored(stored, digest, self._root)
         return stored
 
     def has(self, digest: str) -> bool:

@@ -20,6 +20,7 @@ from quantization.layer_weights import NOTHING_ROUNDED, channels_content, stored
 from quantization.moments import ChannelReference
 from quantization.policy import Policy
 from server.folded import Blobs, read, write
+from server.self_test import make_self_test
 from strategies.messages import Delivery
 
 
@@ -71,7 +72,8 @@ def compile_artifact(
     """
     inference = compile_inference(model.content, model.plan, policy, rounded)
     observation = compile_observation(model.content, model.plan, policy, references, rounded)
-    return build_artifact(inference, observation, policy, model.plan)
+    self_test = make_self_test(inference, model.plan, policy.model_digest)
+    return build_artifact(inference, observation, policy, model.plan, self_test.to_content())
 
 
 def check_budget(artifact: Artifact, device_class: DeviceClass) -> None:

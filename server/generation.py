@@ -8,11 +8,17 @@ finished step, and no device is asked twice.
 from dataclasses import dataclass
 from enum import StrEnum
 
-from quantization.errors import QuantFleetError
+from quantization.errors import IllegalTransitionError
 
-
-class IllegalTransitionError(QuantFleetError):
-    """An event that the state machine does not know in the present step."""
+__all__ = [
+    "FINAL_STEPS",
+    "NEXT_STEP",
+    "Event",
+    "Generation",
+    "IllegalTransitionError",
+    "Step",
+    "next_step",
+]
 
 
 class Step(StrEnum):

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from sqlalchemy import CheckConstraint, Double, ForeignKey, Index, MetaData, String, Text, text
+from sqlalchemy import BigInteger, CheckConstraint, Double, ForeignKey, Index, MetaData, String, Text, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 DIGEST_LENGTH = 64
@@ -104,3 +104,100 @@ class AuditRow(Base):
     action: Mapped[str] = mapped_column(String(32))
     subject: Mapped[str] = mapped_column(String(500))
     detail: Mapped[str] = mapped_column(Text)
+
+
+class TargetRow(Base):
+    """One version of a target; the fields are those of `server.target_versions.TargetVersion`."""
+
+    __tablename__ = "targets"
+
+    model_digest: Mapped[str] = mapped_column(ForeignKey("models.digest"), primary_key=True)
+    device_class: Mapped[str] = mapped_column(ForeignKey("device_classes.name"), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    manifest_digest: Mapped[str] = mapped_column(String(DIGEST_LENGTH))
+    reason: Mapped[str] = mapped_column(Text)
+    at_seconds: Mapped[float] = mapped_column(Double)
+
+
+class RolloutRow(Base):
+    """One rollout; the fields are those of `server.rollout.Rollout`, and what its class counted before."""
+
+    __tablename__ = "rollouts"
+    __table_args__ = (
+        Index(
+            "uq_rollouts_open",
+            "model_digest",
+            "device_class",
+            unique=True,
+            sqlite_where=text("finished_at_seconds IS NULL"),
+            postgresql_where=text("finished_at_seconds IS NULL"),
+        ),
+        Index("ix_rollouts_target", "model_digest", "device_class", "version"),
+    )
+
+    rollout_id: Mapped[str] = mapped_column(String(DIGEST_LENGTH), primary_key=True)
+    model_digest: Mapped[str] = mapped_column(ForeignKey("models.digest"))
+    device_class: Mapped[str] = mapped_column(ForeignKey("device_classes.name"))
+    version: Mapped[int]
+    base_version: Mapped[int]
+    manifest_digest: Mapped[str] = mapped_column(String(DIGEST_LENGTH))
+    base_manifest_digest: Mapped[str] = mapped_column(String(DIGEST_LENGTH))
+    shares: Mapped[str] = mapped_column(Text)
+    phase: Mapped[str] = mapped_column(String(16))
+    step: Mapped[int]
+    revision: Mapped[int]
+    reason: Mapped[str] = mapped_column(Text)
+    started_at_seconds: Mapped[float] = mapped_column(Double)
+    step_at_seconds: Mapped[float] = mapped_column(Double)
+    finished_at_seconds: Mapped[float | None] = mapped_column(Double)
+    rolled_back_version: Mapped[int | None]
+    fleet_counts: Mapped[str] = mapped_column(Text)
+
+
+class DeviceTelemetryRow(Base):
+    """What one device has counted under the version that it last reported."""
+
+    __tablename__ = "device_telemetry"
+
+    model_digest: Mapped[str] = mapped_column(ForeignKey("models.digest"), primary_key=True)
+    device_class: Mapped[str] = mapped_column(ForeignKey("device_classes.name"), primary_key=True)
+    device_id: Mapped[str] = mapped_column(String(NAME_LENGTH), primary_key=True)
+    last_sequence: Mapped[int] = mapped_column(BigInteger)
+    version: Mapped[int]
+    counts: Mapped[str] = mapped_column(Text)
+
+
+class RolloutDeviceRow(Base):
+    """What one device has counted in a rollout, and whether it is marked."""
+
+    __tablename__ = "rollout_devices"
+
+    rollout_id: Mapped[str] = mapped_column(ForeignKey("rollouts.rollout_id"), primary_key=True)
+    device_id: Mapped[str] = mapped_column(String(NAME_LENGTH), primary_key=True)
+    is_canary: Mapped[bool]
+    before: Mapped[str] = mapped_column(Text)
+    counts: Mapped[str] = mapped_column(Text)
+    has_unit: Mapped[bool]
+    devices: Mapped[int]
+    marked: Mapped[int]
+    loading: Mapped[int]
+    destroyed: Mapped[int]
+    slow: Mapped[int]
+    large: Mapped[int]
+
+
+class RolloutUnitRow(Base):
+    """One unit of evidence, in the order in which they were complete; never changed."""
+
+    __tablename__ = "rollout_units"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    rollout_id: Mapped[str] = mapped_column(ForeignKey("rollouts.rollout_id"), index=True)
+    device_id: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    is_canary: Mapped[bool]
+    step: Mapped[int]
+    accuracy: Mapped[float | None] = mapped_column(Double)
+    agreement: Mapped[float | None] = mapped_column(Double)
+    failures: Mapped[float | None] = mapped_column(Double)
+    latency: Mapped[float | None] = mapped_column(Double)
+    memory: Mapped[float | None] = mapped_column(Double)

@@ -49,8 +49,24 @@ def test_the_state_folder_keeps_the_artifact_and_gives_the_samples(tmp_path: Pat
     device.close()
 
 
-def test_a_device_is_opened_by_one_at_a_time(tmp_path: Path) -> None:
-    device = open_state_device(_context(state_folder=str(tmp_path), device_class="arm"))
-    with pytest.raises(ConfigurationError, match="in use by another process"):
-        open_state_device(_context(state_folder=str(tmp_path), device_class="arm"))
+def test_a_device_is_opened_while_another_process_serves_from_its_folder(tmp_path: Path) -> None:
+    with StateFolder(tmp_path):
+        context = _context(state_folder=str(tmp_path), device_class="arm")
+        devices = [open_state_device(context) for _ in range(2)]
+        assert devices[0].manifest() is None
+        for device in devices:
+            device.close()
+
+
+def test_what_an_agent_serves_is_not_replaced_by_a_round(tmp_path: Path) -> None:
+    served, other = example().artifact(), example().artifact(1, width=2.0)
+    with StateFolder(tmp_path) as folder:
+        for digest, stored in {**served.blobs, **other.blobs}.items():
+            folder.store_blob(digest, stored)
+        folder.write_manifest(served.manifest)
+        device = open_state_device(_context(state_folder=str(tmp_path), device_class="x86-vnni"))
+        device.install(other.manifest)
+        assert folder.read_manifest() == device.manifest() == served.manifest
+    device.install(other.manifest)
+    assert device.manifest() == other.manifest
     device.close()

@@ -22,16 +22,19 @@ SERVER_ONLY = (
 
 CORE_MODULES = (
     "affine", "arrays", "artifact", "assessment", "augmentation", "blob", "blob_ref", "calibration",
-    "calibration_recipe", "device_class", "errors", "histogram", "im2col", "input_observation", "manifest", "moments",
-    "observation", "packing", "policy", "renormalization", "second_moments", "sensitivity",
+    "calibration_recipe", "delta", "device_class", "errors", "histogram", "im2col", "input_observation", "manifest",
+    "moments", "observation", "packing", "policy", "renormalization", "second_moments", "self_test", "sensitivity",
+    "target_name", "training_settings", "training_state", "training_update",
+)  # fmt: skip
+
+CLIENT_MODULES = (
+    "garbage", "memory", "observer", "profiler", "runtime", "sampler", "self_test", "spool", "state", "tap_observer",
+    "trusted_metadata", "updater",
 )  # fmt: skip
 
 DEVICE_MODULES = (
     *(f"quantization.{name}" for name in CORE_MODULES),
-    *(
-        f"client.{name}"
-        for name in ("memory", "observer", "profiler", "runtime", "sampler", "state", "tap_observer")
-    ),
+    *(f"client.{name}" for name in CLIENT_MODULES),
 )
 
 SCRIPT = """

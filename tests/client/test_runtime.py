@@ -283,3 +283,60 @@ def test_close_waits_for_swaps_and_keeps_serving() -> None:
     runtime.close()
     assert future.done()
     assert runtime.infer(example().inputs(1)).shape == (1, 10)
+
+
+def test_what_served_before_a_trial_serves_again_at_once() -> None:
+    old, new = example().artifact(0), example().artifact(1, width=1.0)
+    x = example().inputs(2)
+    runtime = runtime_of(old)
+    runtime.swap(new.manifest, new.blobs.__getitem__, is_trial=True).result(timeout=60)
+    assert runtime.generation == 1
+    runtime.revert()
+    assert runtime.generation == 0
+    np.testing.assert_array_equal(runtime.infer(x), runtime_of(old).infer(x))
+    runtime.revert()
+    assert runtime.generation == 0
+    runtime.swap(new.manifest, new.blobs.__getitem__, is_trial=True).result(timeout=60)
+    runtime.settle()
+    runtime.revert()
+    assert runtime.generation == 1
+
+
+class BrokenSession:
+    def __init__(self, outputs: np.ndarray | None) -> None:
+        self.outputs = outputs
+
+    def run(self, *_: Any) -> list[np.ndarray]:
+        if self.outputs is None:
+            raise RuntimeError("bad allocation")
+        return [self.outputs]
+
+
+@pytest.mark.parametrize(
+    "outputs", [None, np.full((2, 10), np.inf, np.float32)], ids=["raises", "not finite"]
+)
+def test_where_an_artifact_on_trial_fails_what_served_before_steps_in(outputs: np.ndarray | None) -> None:
+    old, new = example().artifact(0), example().artifact(1, width=1.0)
+    x, told = example().inputs(2), []
+    runtime = runtime_of(old, on_run=lambda manifest, _, is_good: told.append((manifest.generation, is_good)))
+    wanted = runtime.infer(x)
+    runtime.swap(new.manifest, new.blobs.__getitem__, is_trial=True).result(timeout=60)
+    runtime._live = replace(runtime._live, session=BrokenSession(outputs))
+    np.testing.assert_array_equal(runtime.infer(x), wanted)
+    assert told == [(0, True), (1, False), (0, True)]
+    runtime.settle()
+    if outputs is None:
+        with pytest.raises(InvalidDataError):
+            runtime.infer(x)
+    else:
+        assert not np.isfinite(runtime.infer(x)).any()
+
+
+def test_the_hook_is_told_how_long_a_run_took() -> None:
+    told: list[float] = []
+    runtime = runtime_of(example().artifact(), on_run=lambda _, seconds, __: told.append(seconds))
+    with pytest.raises(InvalidDataError):
+        runtime.infer(np.zeros((1, 1), np.float32))  # not a failure of the artifact
+    runtime.infer(example().inputs(1))
+    assert len(told) == 1
+    assert 0.0 < told[0] < 60.0

@@ -52,12 +52,13 @@ def stages(draw: st.DrawFn, name: str) -> Stage:
     )
     return Stage(
         name=name,
-        input=TensorSpec(draw(names), tuple(draw(st.lists(st.none() | st.integers(1, 300), max_size=4)))),
+        input=TensorSpec(draw(names), tuple(draw(st.lists(st.none() | st.integers(1, 60), max_size=4)))),
         outputs=tuple(sorted(draw(st.sets(names, min_size=1, max_size=3)))),
         skeleton=draw(blob_refs()),
         files=files,
         plain=draw(st.none() | blob_refs()),
         normalizing=draw(st.none() | blob_refs()),
+        self_test=draw(st.none() | blob_refs()),
         layers=layers,
         sites=tuple(sorted(draw(st.sets(names, max_size=3)))),
     )

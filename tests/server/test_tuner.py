@@ -109,12 +109,15 @@ def test_bins_that_a_round_fixes_give_nearly_the_same_ranges(bench: Bench, make_
         assert found.minimum <= fixed.ranges[site].hi <= max(found.maximum, 0.0) + 1e-6
 
 
-def test_an_update_is_the_manifest_the_ranges_and_the_channels(bench: Bench, make_fleet: Any) -> None:
+def test_an_update_is_the_manifest_the_ranges_the_channels_and_the_self_test(
+    bench: Bench, make_fleet: Any
+) -> None:
     generation = bench.run(make_fleet(gain=3.0)).generations["arm"]
     held = bench.prepared.artifacts["arm"].manifest.blobs
     manifest = load_manifest(bench.blobs, generation.manifest_digest)
-    new = {ref.location for digest, ref in manifest.blobs.items() if digest not in held}
-    assert new == {"ranges", "channels"}
+    new = {ref.location: ref for digest, ref in manifest.blobs.items() if digest not in held}
+    assert new.keys() == {"ranges", "channels", ""}
+    assert new[""] == manifest.stages[0].self_test
     stored = sum(ref.stored_size_bytes for digest, ref in manifest.blobs.items() if digest not in held)
     assert generation.update_bytes == stored + len(manifest.to_bytes())
 

@@ -24,25 +24,25 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#protos/quantfleet/v1/artifact.proto\x12\rquantfleet.v1\"\x88\x01\n\x08Manifest\x12\x16\n\x0e\x66ormat_version\x18\x01 \x01(\r\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\x0c\x12\x14\n\x0c\x64\x65vice_class\x18\x03 \x01(\t\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12$\n\x06stages\x18\x05 \x03(\x0b\x32\x14.quantfleet.v1.Stage\"\xd4\x02\n\x05Stage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x05input\x18\x02 \x01(\x0b\x32\x19.quantfleet.v1.TensorSpec\x12\x0f\n\x07outputs\x18\x03 \x03(\t\x12%\n\x08skeleton\x18\x04 \x01(\x0b\x32\x13.quantfleet.v1.Blob\x12\"\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x13.quantfleet.v1.Blob\x12\"\n\x05plain\x18\x06 \x01(\x0b\x32\x13.quantfleet.v1.Blob\x12(\n\x0bnormalizing\x18\x07 \x01(\x0b\x32\x13.quantfleet.v1.Blob\x12,\n\x0freference_files\x18\x08 \x03(\x0b\x32\x13.quantfleet.v1.Blob\x12,\n\x06layers\x18\t \x03(\x0b\x32\x1c.quantfleet.v1.ObservedLayer\x12\r\n\x05sites\x18\n \x03(\t\"U\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\tdata_type\x18\x02 \x01(\x0e\x32\x17.quantfleet.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\r\"\x91\x01\n\x04\x42lob\x12\x10\n\x08location\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12*\n\tdata_type\x18\x03 \x01(\x0e\x32\x17.quantfleet.v1.DataType\x12\r\n\x05shape\x18\x04 \x03(\r\x12\x11\n\tbit_width\x18\x05 \x01(\r\x12\x19\n\x11stored_size_bytes\x18\x06 \x01(\x04\"`\n\rObservedLayer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x63hannels\x18\x02 \x01(\r\x12/\n\treference\x18\x03 \x01(\x0b\x32\x1c.quantfleet.v1.ReferenceSlot\"`\n\rReferenceSlot\x12\x19\n\x11mean_offset_bytes\x18\x01 \x01(\x04\x12\x18\n\x10std_offset_bytes\x18\x02 \x01(\x04\x12\x1a\n\x12\x63ount_offset_bytes\x18\x03 \x01(\x04*\xd1\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x41TA_TYPE_BYTES\x10\x01\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x02\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x03\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x04\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\x05\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x06\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x07\x12\x14\n\x10\x44\x41TA_TYPE_UINT16\x10\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#protos/quantfleet/v1/artifact.proto\x12\rquantfleet.v1\"\x88\x01\n\x08Manifest\x12\x16\n\x0e\x66ormat_version\x18\x01 \x01(\r\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\x0c\x12\x14\n\x0c\x64\x65vice_class\x18\x03 \x01(\t\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12$\n\x06stages\x18\x05 \x03(\x0b\x32\x14.quantfleet.v1.Stage\"\xfc\x02\n\x05Stage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x05input\x18\x02 \x01(\x0b\x32\x19.quantfleet.v1.TensorSpec\x12\x0f\n\x07outputs\x18\x03 \x03(\t\x12%\n\x08skeleton\x18\x04 \x01(\x0b\x32\x13.quantfleet.v1.Blob\x12\"\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x13.quantfleet.v1.Blob\x12\"\n\x05plain\x18\x06 \x01(\x0b\x32\x13.quantfleet.v1.Blob\x12(\n\x0bnormalizing\x18\x07 \x01(\x0b\x32\x13.quantfleet.v1.Blob\x12,\n\x0freference_files\x18\x08 \x03(\x0b\x32\x13.quantfleet.v1.Blob\x12,\n\x06layers\x18\t \x03(\x0b\x32\x1c.quantfleet.v1.ObservedLayer\x12\r\n\x05sites\x18\n \x03(\t\x12&\n\tself_test\x18\x0b \x01(\x0b\x32\x13.quantfleet.v1.Blob\"U\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\tdata_type\x18\x02 \x01(\x0e\x32\x17.quantfleet.v1.DataType\x12\r\n\x05shape\x18\x03 \x03(\r\"\x91\x01\n\x04\x42lob\x12\x10\n\x08location\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12*\n\tdata_type\x18\x03 \x01(\x0e\x32\x17.quantfleet.v1.DataType\x12\r\n\x05shape\x18\x04 \x03(\r\x12\x11\n\tbit_width\x18\x05 \x01(\r\x12\x19\n\x11stored_size_bytes\x18\x06 \x01(\x04\"`\n\rObservedLayer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x63hannels\x18\x02 \x01(\r\x12/\n\treference\x18\x03 \x01(\x0b\x32\x1c.quantfleet.v1.ReferenceSlot\"`\n\rReferenceSlot\x12\x19\n\x11mean_offset_bytes\x18\x01 \x01(\x04\x12\x18\n\x10std_offset_bytes\x18\x02 \x01(\x04\x12\x1a\n\x12\x63ount_offset_bytes\x18\x03 \x01(\x04*\xd1\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x41TA_TYPE_BYTES\x10\x01\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x02\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x03\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x04\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\x05\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x06\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x07\x12\x14\n\x10\x44\x41TA_TYPE_UINT16\x10\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.quantfleet.v1.artifact_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DATATYPE']._serialized_start=968
-  _globals['_DATATYPE']._serialized_end=1177
+  _globals['_DATATYPE']._serialized_start=1008
+  _globals['_DATATYPE']._serialized_end=1217
   _globals['_MANIFEST']._serialized_start=55
   _globals['_MANIFEST']._serialized_end=191
   _globals['_STAGE']._serialized_start=194
-  _globals['_STAGE']._serialized_end=534
-  _globals['_TENSORSPEC']._serialized_start=536
-  _globals['_TENSORSPEC']._serialized_end=621
-  _globals['_BLOB']._serialized_start=624
-  _globals['_BLOB']._serialized_end=769
-  _globals['_OBSERVEDLAYER']._serialized_start=771
-  _globals['_OBSERVEDLAYER']._serialized_end=867
-  _globals['_REFERENCESLOT']._serialized_start=869
-  _globals['_REFERENCESLOT']._serialized_end=965
+  _globals['_STAGE']._serialized_end=574
+  _globals['_TENSORSPEC']._serialized_start=576
+  _globals['_TENSORSPEC']._serialized_end=661
+  _globals['_BLOB']._serialized_start=664
+  _globals['_BLOB']._serialized_end=809
+  _globals['_OBSERVEDLAYER']._serialized_start=811
+  _globals['_OBSERVEDLAYER']._serialized_end=907
+  _globals['_REFERENCESLOT']._serialized_start=909
+  _globals['_REFERENCESLOT']._serialized_end=1005
 # @@protoc_insertion_point(module_scope)

@@ -43,7 +43,7 @@ class Manifest(_message.Message):
     def __init__(self, format_version: _Optional[int] = ..., model_digest: _Optional[bytes] = ..., device_class: _Optional[str] = ..., generation: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ...) -> None: ...
 
 class Stage(_message.Message):
-    __slots__ = ("name", "input", "outputs", "skeleton", "files", "plain", "normalizing", "reference_files", "layers", "sites")
+    __slots__ = ("name", "input", "outputs", "skeleton", "files", "plain", "normalizing", "reference_files", "layers", "sites", "self_test")
     NAME_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +54,7 @@ class Stage(_message.Message):
     REFERENCE_FILES_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     SITES_FIELD_NUMBER: _ClassVar[int]
+    SELF_TEST_FIELD_NUMBER: _ClassVar[int]
     name: str
     input: TensorSpec
     outputs: _containers.RepeatedScalarFieldContainer[str]
@@ -64,7 +65,8 @@ class Stage(_message.Message):
     reference_files: _containers.RepeatedCompositeFieldContainer[Blob]
     layers: _containers.RepeatedCompositeFieldContainer[ObservedLayer]
     sites: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., input: _Optional[_Union[TensorSpec, _Mapping]] = ..., outputs: _Optional[_Iterable[str]] = ..., skeleton: _Optional[_Union[Blob, _Mapping]] = ..., files: _Optional[_Iterable[_Union[Blob, _Mapping]]] = ..., plain: _Optional[_Union[Blob, _Mapping]] = ..., normalizing: _Optional[_Union[Blob, _Mapping]] = ..., reference_files: _Optional[_Iterable[_Union[Blob, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[ObservedLayer, _Mapping]]] = ..., sites: _Optional[_Iterable[str]] = ...) -> None: ...
+    self_test: Blob
+    def __init__(self, name: _Optional[str] = ..., input: _Optional[_Union[TensorSpec, _Mapping]] = ..., outputs: _Optional[_Iterable[str]] = ..., skeleton: _Optional[_Union[Blob, _Mapping]] = ..., files: _Optional[_Iterable[_Union[Blob, _Mapping]]] = ..., plain: _Optional[_Union[Blob, _Mapping]] = ..., normalizing: _Optional[_Union[Blob, _Mapping]] = ..., reference_files: _Optional[_Iterable[_Union[Blob, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[ObservedLayer, _Mapping]]] = ..., sites: _Optional[_Iterable[str]] = ..., self_test: _Optional[_Union[Blob, _Mapping]] = ...) -> None: ...
 
 class TensorSpec(_message.Message):
     __slots__ = ("name", "data_type", "shape")

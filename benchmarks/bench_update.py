@@ -1,0 +1,275 @@
+"""What does an update cost beside the bare bytes, and how soon does a fleet know of it?
+
+FetchBlobs, verified by the client, against a gRPC stream of nothing but bytes in chunks of the same size, from the same
+server process, turn by turn; the figure is the ratio of their rates. Then devices that watch, each on a connection of
+its own: the time from a publication until the last of them knows, and the server's peak memory.
+
+    python benchmarks/bench_update.py [--megabytes 48] [--watchers 1000] [--json] [--smoke]
+"""
+
+import argparse
+import asyncio
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from grpc import aio
+from prometheus_client import CollectorRegistry
+
+from protos.quantfleet.v1 import update_pb2 as pb
+from protos.quantfleet.v1.update_pb2_grpc import UpdateServiceStub
+from quantization.blob import content_digest, decode_blob_content, encode_blob
+from quantization.manifest import BlobRef, Manifest, Stage, TensorSpec
+from server.blob_store import BlobStore
+from server.delta_store import DeltaStore
+from server.grpc_server import Service, serving
+from server.payloads import CHUNK_BYTES
+from server.peers import DEVICE_KEY
+from server.targets import Assignment, PublishedTargets
+from server.update_metrics import UpdateMetrics
+from server.update_service import UpdateService
+from server.update_settings import UpdateSettings
+
+BAR_RATIO, BAR_SECONDS, BAR_MIB = 0.7, 3.0, 400.0
+MODEL, CLASS = "ab" * 32, "bench"
+BLOB_BYTES = 2 << 20  # a large layer
+BARE = "/bench.Bare/Stream"
+
+
+@dataclass
+class Publications:
+    """What the class runs; a line on stdin publishes the next."""
+
+    manifests: tuple[str, ...]
+    published: int = 1
+
+    def find(self, _model: str, _device_class: str) -> PublishedTargets:
+        """Return what the class runs now."""
+        versions = range(self.published, 0, -1)
+        return PublishedTargets(tuple(Assignment(v, self.manifests[(v - 1) % 2]) for v in versions))
+
+
+def store_manifests(blobs: BlobStore, blob_count: int) -> tuple[str, ...]:
+    """Store two manifests of incompressible blobs; return their digests."""
+    rng, refs = np.random.default_rng(0), []
+    for number in range(blob_count):
+        content = rng.bytes(BLOB_BYTES)
+        digest, stored = content_digest(content), encode_blob(content, level=1)
+        blobs.put(digest, stored)
+        refs.append(BlobRef(f"w{number:04}", digest, "bytes", (BLOB_BYTES,), 8, len(stored)))
+    skeleton = replace(refs[0], location="")
+    stage = Stage("main", TensorSpec("x", (1,)), ("y",), skeleton, tuple(refs))
+    digests = []
+    for generation in range(2):
+        data = Manifest(MODEL, CLASS, generation, (stage,)).to_bytes()
+        blobs.put(content_digest(data), encode_blob(data))
+        digests.append(content_digest(data))
+    return tuple(digests)
+
+
+class BareStream(grpc.GenericRpcHandler):
+    """Sends all blobs, one after another, in chunks of bytes and nothing else."""
+
+    def __init__(self, blobs: BlobStore) -> None:
+        data = b"".join(blobs.get(digest) for digest in blobs.digests())
+        self._chunks = [data[start : start + CHUNK_BYTES] for start in range(0, len(data), CHUNK_BYTES)]
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        """Return the one method's handler."""
+        return grpc.unary_stream_rpc_method_handler(self._send) if details.method == BARE else None
+
+    async def _send(self, _request: bytes, _context: object) -> AsyncIterator[bytes]:
+        for chunk in self._chunks:
+            yield chunk
+
+
+async def serve(folder: Path, blob_count: int) -> None:
+    """Serve until stdin ends; each line publishes another version and prints peak memory in MiB."""
+    blobs = BlobStore(folder / "blobs")
+    publications = Publications(store_manifests(blobs, blob_count))
+    settings = UpdateSettings(calls_burst=1000, max_streams_per_device=1000)
+    metrics = UpdateMetrics(CollectorRegistry())
+    service = UpdateService(
+        publications.find, blobs, DeltaStore(blobs, folder / "deltas"), metrics, settings=settings
+    )
+
+    def register(server: aio.Server) -> None:
+        service.register(server)
+        server.add_generic_rpc_handlers((BareStream(blobs),))
+
+    update = Service(service.NAME, register)
+    async with service, serving([update], "127.0.0.1:0", None, grace_seconds=0) as port:
+        print(json.dumps({"port": port, "manifests": publications.manifests}), flush=True)
+        while await asyncio.to_thread(sys.stdin.readline):
+            publications.published += 1
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flush=True)
+
+
+async def fetch_verified(channel: aio.Channel, digests: list[str]) -> None:
+    """Fetch and verify blobs, as a device without any does."""
+    opening = pb.FetchOpening(device_class=CLASS, model_digest=bytes.fromhex(MODEL))
+    call = UpdateServiceStub(channel).FetchBlobs()
+    await call.write(pb.FetchBlobsRequest(opening=opening))
+    for digest in digests:
+        await call.write(pb.FetchBlobsRequest(wanted=pb.BlobWanted(digest=bytes.fromhex(digest))))
+    await call.done_writing()
+    for digest in digests:
+        chunk = await next_chunk(call)
+        stored, total = bytearray(chunk.data), chunk.payload.total_bytes
+        while len(stored) < total:
+            stored += (await next_chunk(call)).data
+        decode_blob_content(stored, digest)
+
+
+async def next_chunk(call: Any) -> pb.BlobChunk:  # noqa: ANN401 - a stub's call has no name
+    """Return the next chunk of a stream that has one."""
+    chunk = await call.read()
+    if chunk is aio.EOF:
+        sys.exit("the stream ended early")
+    return chunk  # type: ignore[no-any-return]
+
+
+async def fetch_bare(channel: aio.Channel, size_bytes: int) -> None:
+    """Receive the same bytes, and do nothing with them."""
+    call = channel.unary_stream(BARE)(b"")
+    received = 0
+    while (chunk := await call.read()) is not aio.EOF:
+        received += len(chunk)
+    if received < size_bytes:
+        sys.exit(f"{received} bytes came")
+
+
+async def rate(work: Callable[[], Awaitable[None]], size_bytes: int) -> float:
+    """Return the bytes per second of one run of the work."""
+    began = time.perf_counter()
+    await work()
+    return size_bytes / (time.perf_counter() - began)
+
+
+async def measure_rates(port: int, manifest: str, blob_count: int, repeats: int) -> dict[str, float]:
+    """Return both rates in MB/s, medians, and the median of their ratios."""
+    size = blob_count * BLOB_BYTES
+    async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        digests = await digests_of(channel, manifest)
+        verified, bare = [], []
+        for _ in range(repeats):
+            verified.append(await rate(lambda: fetch_verified(channel, digests), size))
+            bare.append(await rate(lambda: fetch_bare(channel, size), size))
+    ratios = [a / b for a, b in zip(verified[1:], bare[1:], strict=True)]  # the first run fills caches
+    return {
+        "fetch_mb_per_second": round(statistics.median(verified[1:]) / 1e6),
+        "bare_mb_per_second": round(statistics.median(bare[1:]) / 1e6),
+        "ratio": round(statistics.median(ratios), 3),
+    }
+
+
+async def digests_of(channel: aio.Channel, manifest: str) -> list[str]:
+    """Return the blobs that a manifest names."""
+    opening = pb.FetchOpening(device_class=CLASS, model_digest=bytes.fromhex(MODEL))
+    call = UpdateServiceStub(channel).FetchBlobs()
+    await call.write(pb.FetchBlobsRequest(opening=opening))
+    await call.write(pb.FetchBlobsRequest(wanted=pb.BlobWanted(digest=bytes.fromhex(manifest))))
+    content = decode_blob_content((await next_chunk(call)).data, manifest)
+    call.cancel()
+    return list(Manifest.from_bytes(content).blobs)
+
+
+async def watch(port: int, number: int, told: asyncio.Queue[int]) -> None:
+    """Watch on a connection of one's own, and pass on every version."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+        request = pb.WatchRequest(device_class=CLASS, model_digest=bytes.fromhex(MODEL))
+        call = UpdateServiceStub(channel).Watch(request, metadata=((DEVICE_KEY, f"device-{number}"),))
+        async for message in call:
+            told.put_nowait(message.version)
+
+
+async def measure_watchers(port: int, server: subprocess.Popen[str], count: int) -> dict[str, float]:
+    """Return seconds until all watchers know of a version, and the server's peak memory in MiB."""
+    told: asyncio.Queue[int] = asyncio.Queue()
+    tasks = [asyncio.create_task(watch(port, number, told)) for number in range(count)]
+    for _ in tasks:
+        await told.get()
+    began = time.perf_counter()
+    publish(server)
+    knowing = 0
+    while knowing < count:
+        knowing += await told.get() == 2
+    seconds = time.perf_counter() - began
+    peak_mib = publish(server)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return {"watchers": count, "told_seconds": round(seconds, 2), "server_peak_mib": round(peak_mib)}
+
+
+def publish(server: subprocess.Popen[str]) -> float:
+    """Have the server publish a version; return its peak memory in MiB."""
+    if server.stdin is None or server.stdout is None:
+        sys.exit("the server has no pipes")
+    server.stdin.write("publish\n")
+    server.stdin.flush()
+    return float(server.stdout.readline())
+
+
+def measure(blob_count: int, repeats: int, watchers: int) -> dict[str, float]:
+    """Start a server for each question, and ask it."""
+    result: dict[str, float] = {}
+    for question in ("rates", "watchers"):
+        with tempfile.TemporaryDirectory() as folder:
+            blobs = blob_count if question == "rates" else 1
+            command = [sys.executable, __file__, "--serve", folder, "--blobs", str(blobs)]
+            pipe = subprocess.PIPE
+            with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as server:
+                try:
+                    ready = json.loads(server.stdout.readline()) if server.stdout else {}
+                    port = ready["port"]
+                    if question == "rates":
+                        result |= asyncio.run(measure_rates(port, ready["manifests"][0], blobs, repeats))
+                    else:
+                        result |= asyncio.run(measure_watchers(port, server, watchers))
+                finally:
+                    server.kill()
+    return result
+
+
+def main() -> None:
+    """Measure, print, and exit 1 if a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--megabytes", type=int, default=48, help="fetched in each repetition")
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--watchers", type=int, default=1000)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--smoke", action="store_true", help="few bytes and watchers: checks that it runs")
+    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--blobs", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        asyncio.run(serve(arguments.serve, arguments.blobs))
+        return
+    if arguments.smoke:
+        result = measure(1, 3, 50)
+    else:
+        blobs = max(1, arguments.megabytes * 1_000_000 // BLOB_BYTES)
+        result = measure(blobs, arguments.repeats, arguments.watchers)
+    print(json.dumps(result) if arguments.json else "\n".join(f"{k:24} {v}" for k, v in result.items()))
+    is_met = (
+        result["ratio"] >= BAR_RATIO
+        and result["told_seconds"] <= BAR_SECONDS
+        and result["server_peak_mib"] <= BAR_MIB
+    )
+    sys.exit(0 if is_met or arguments.smoke else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Tries an artifact before anything depends on it: does it load, and does it compute what it must?
+
+`check_session` compares a session with what the artifact says that it must give. `run_isolated` does so in a process of
+its own, so that a graph which kills its process, or never ends, kills nothing else.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from client.folder_lock import Access
+from client.runtime import Runtime
+from client.slots import Target
+from client.state import StateFolder
+from quantization.errors import DigestMismatchError, NotFoundError, QuantFleetError, UpdateRejectedError
+
+IsolatedTest = Callable[[Path, str], None]
+"""Tries the artifact that a manifest's digest names in a state folder.
+
+UpdateRejectedError if it fails; NotFoundError if it is not all there.
+"""
+
+_REFUSED, _INCOMPLETE = 3, 4  # exit codes that Python itself does not use
+_LONGEST_REASON = 500
+
+
+def run_isolated(folder: Path, manifest_digest: str, timeout_seconds: float = 120.0) -> None:
+    """Load an artifact and run its self-test in another process, which is gone when this returns.
+
+    Takes about half a second and, for as long, the memory of one more runtime.
+
+    Args:
+        folder: State folder that holds the artifact.
+        manifest_digest: Names it.
+        timeout_seconds: After which it counts as failed.
+
+    Raises:
+        UpdateRejectedError: If it fails, kills its process, or takes longer.
+        NotFoundError: If a blob of it is missing or damaged.
+    """
+    command = [sys.executable, "-m", "client.self_test", str(folder.absolute()), manifest_digest]
+    try:
+        done = subprocess.run(  # noqa: S603  # our own module
+            command,
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+            timeout=timeout_seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UpdateRejectedError(f"the self-test was not done after {timeout_seconds:.0f} s") from error
+    if done.returncode < 0:
+        raise UpdateRejectedError(
+            f"the artifact killed the process of its self-test, signal {-done.returncode}"
+        )
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        error_type = NotFoundError if done.returncode == _INCOMPLETE else UpdateRejectedError
+        raise error_type(f"the self-test failed: {reason:.{_LONGEST_REASON}}")
+
+
+def load(folder: Path, manifest_digest: str) -> None:
+    """Load an artifact of a state folder and run its self-test, as `Runtime` does before it serves.
+
+    Raises:
+        QuantFleetError: If it fails.
+    """
+    with StateFolder(folder, Access.GUEST) as state:
+        manifest = state.read_manifest(Target(0, manifest_digest))
+        if manifest is None:
+            raise NotFoundError(f"no artifact {manifest_digest[:12]} in {folder}")
+        Runtime(manifest, state.read_blob).close()
+
+
+def _main(arguments: list[str]) -> int:
+    """Run one self-test; the exit code says how it went."""
+    try:
+        load(Path(arguments[0]), arguments[1])
+    except QuantFleetError as error:
+        sys.stderr.write(f"{error}\n")
+        return _INCOMPLETE if isinstance(error, NotFoundError | DigestMismatchError) else _REFUSED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(sys.argv[1:]))

@@ -1,0 +1,130 @@
+"""One stream of blobs: what the device asks for, checked, and sent in chunks as fast as it reads."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from protos.quantfleet.v1 import update_pb2 as pb
+from quantization.blob import check_digest
+from quantization.delta import Encoding
+from quantization.errors import MalformedError, NotFoundError
+from server.payloads import Payload, PayloadSource
+from server.served_contents import ServedContents
+
+MAX_HELD = 4096
+"""Most digests that a device may say it holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What a device said when it opened a stream of blobs.
+
+    Attributes:
+        device_class: Name of its class.
+        model_digest: Of the model that it runs, 64 hex digits.
+        held: Digests of contents that it holds.
+        accepted: Encodings that it decodes.
+    """
+
+    device_class: str
+    model_digest: str
+    held: frozenset[str]
+    accepted: frozenset[Encoding]
+
+    @classmethod
+    def from_proto(cls, message: pb.FetchBlobsRequest) -> "Opening":
+        """Return the opening of a stream; encodings that this server doesn't know are left out.
+
+        Raises:
+            MalformedError: If the message is not an opening, or not a possible one.
+        """
+        if message.WhichOneof("step") != "opening":
+            raise MalformedError("a stream of blobs starts with its opening")
+        opening = message.opening
+        if len(opening.held_digests) > MAX_HELD:
+            raise MalformedError(f"{len(opening.held_digests)} digests are held; at most {MAX_HELD} are read")
+        known = {int(encoding) for encoding in Encoding}
+        return cls(
+            device_class=opening.device_class,
+            model_digest=check_digest(opening.model_digest.hex()),
+            held=frozenset(check_digest(digest.hex()) for digest in opening.held_digests),
+            accepted=frozenset(Encoding(number) for number in opening.accepted_encodings if number in known),
+        )
+
+
+class BlobSender:
+    """Chooses the payload of each blob that one device asks for."""
+
+    def __init__(
+        self,
+        opening: Opening,
+        contents: ServedContents,
+        payloads: PayloadSource,
+        *,
+        reload: Callable[[], Awaitable[ServedContents]],
+        executor: Executor,
+        delta_wait_seconds: float,
+    ) -> None:
+        """Serve what a device may fetch.
+
+        Args:
+            opening: What the device has.
+            contents: What its class may fetch.
+            payloads: Where the bytes come from.
+            reload: Asks the registry again for what its class may fetch.
+            executor: Runs what blocks.
+            delta_wait_seconds: Longest wait for a difference that is being computed.
+        """
+        self._opening = opening
+        self._contents = contents
+        self._payloads = payloads
+        self._reload = reload
+        self._executor = executor
+        self._delta_wait_seconds = delta_wait_seconds
+
+    async def payload(self, digest: str) -> Payload:
+        """Return what to send for a blob.
+
+        Raises:
+            NotFoundError: If no manifest of the device's class names it.
+        """
+        if digest not in self._contents:
+            self._contents = await self._reload()  # another server process may know of a newer target
+        if digest not in self._contents:
+            raise NotFoundError(f"no target of '{self._opening.device_class}' names blob {digest}")
+        base = self._contents.base_for(digest, self._opening.held)
+        if base is None or not self._opening.accepted - {Encoding.FULL}:
+            return await self._full(digest)
+        return await self._smallest(digest, base)
+
+    async def _full(self, digest: str) -> Payload:
+        known = self._payloads.known(digest, None, frozenset())
+        if known is not None:
+            return known
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._payloads.full, digest)
+
+    async def _smallest(self, digest: str, base: str) -> Payload:
+        accepted = self._opening.accepted
+        known = self._payloads.known(digest, base, accepted)
+        if known is not None:
+            return known
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._executor, self._payloads.smallest, digest, base, accepted)
+        done, _ = await asyncio.wait({work}, timeout=self._delta_wait_seconds)
+        # What is not done goes on, for those who come later.
+        return work.result() if done else await self._full(digest)
+
+
+def start_of(wanted: pb.BlobWanted, payload: Payload) -> int:
+    """Return the offset in bytes to send from: the one that is asked for, or 0 if it is of another payload.
+
+    Raises:
+        MalformedError: If the offset lies behind the end of the payload that it is of.
+    """
+    if wanted.payload_digest != payload.head.payload_digest:
+        return 0
+    if wanted.offset_bytes > payload.size_bytes:
+        raise MalformedError(f"offset {wanted.offset_bytes} of a payload of {payload.size_bytes} bytes")
+    return wanted.offset_bytes

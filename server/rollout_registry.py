@@ -1,0 +1,313 @@
+"""Targets and rollouts in the registry's database.
+
+The rules:
+
+1. A target's version is taken in the transaction that uses it: versions grow by one, without a gap, and the database
+   refuses a second one of the same number.
+2. A rollout changes by `advance` alone, which looks the event up in `server.rollout` and writes only if nobody
+   else has moved the rollout since it was read.
+3. At most one rollout of a target is open: the database refuses a second.
+4. Every change adds a row to the audit, with who made it, in the same transaction.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Self
+
+from sqlalchemy import Engine, func, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from quantization.errors import IllegalTransitionError, NotFoundError
+from server.database import connect, migrate
+from server.registry import Clock
+from server.rollout import ABORTS, DEFAULT_PLAN, Event, Rollout, RolloutPlan, advance, plan_for
+from server.rollout_rows import (
+    fleet_telemetry,
+    newest_target,
+    open_rollout_row,
+    rollout_columns,
+    rollout_of,
+    target_version_of,
+)
+from server.tables import AuditRow, RolloutRow, TargetRow
+from server.target_versions import ServedTarget, TargetVersion
+from server.targets import MAX_MANIFESTS, Assignment
+from server.telemetry_codec import counts_to_json
+from server.telemetry_counts import TelemetryCounts
+
+TELEMETRY = "telemetry"
+"""Who moves a rollout when no operator does."""
+
+
+class RolloutRegistry:
+    """Facts about targets and rollouts; shares its database with `server.registry.Registry`."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+
+    @classmethod
+    def open(cls, url: str, clock: Clock = time.time) -> Self:
+        """Return the rollouts in the database at `url`, made or migrated as needed.
+
+        Raises:
+            ConfigurationError: If the database cannot be opened, or a newer version has written it.
+        """
+        engine = connect(url)
+        migrate(engine)
+        return cls(engine, clock)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def publish(
+        self, model_digest: str, device_class: str, manifest_digest: str, *, reason: str, actor: str
+    ) -> TargetVersion:
+        """Return a new version for all devices of the class at once: the first one, or in an emergency.
+
+        Raises:
+            IllegalTransitionError: A rollout of this target is open, or the model or class is not registered.
+        """
+        try:
+            with self._writing() as session:
+                if open_rollout_row(session, model_digest, device_class) is not None:
+                    raise IllegalTransitionError(
+                        f"a rollout of model {model_digest[:12]} on '{device_class}' is open; promote it or roll "
+                        "it back first"
+                    )
+                target = self._add_target(session, model_digest, device_class, manifest_digest, reason)
+                self._audit(session, "target_published", target, actor=actor, reason=reason)
+        except IntegrityError as error:
+            raise _conflict(model_digest, device_class) from error
+        return target
+
+    def target(self, model_digest: str, device_class: str) -> TargetVersion:
+        """Return the newest version of a target.
+
+        Raises:
+            NotFoundError: None was published.
+        """
+        with self._reading() as session:
+            return newest_target(session, model_digest, device_class)
+
+    def targets(self, model_digest: str, device_class: str) -> tuple[TargetVersion, ...]:
+        """Return all versions of a target, oldest first."""
+        mine = (TargetRow.model_digest == model_digest, TargetRow.device_class == device_class)
+        with self._reading() as session:
+            rows = session.scalars(select(TargetRow).where(*mine).order_by(TargetRow.version))
+            return tuple(target_version_of(row) for row in rows)
+
+    def served(self, model_digest: str, device_class: str, *, most: int = MAX_MANIFESTS) -> ServedTarget:
+        """Return what the devices of a class should have now, whichever devices they are.
+
+        Args:
+            model_digest: Of the model.
+            device_class: Name of the class.
+            most: Most versions that are returned, the newest ones.
+
+        Raises:
+            NotFoundError: None was published.
+        """
+        mine = (TargetRow.model_digest == model_digest, TargetRow.device_class == device_class)
+        with self._reading() as session:
+            newest = newest_target(session, model_digest, device_class)
+            rows = session.scalars(
+                select(TargetRow).where(*mine).order_by(TargetRow.version.desc()).limit(most)
+            )
+            versions = tuple(target_version_of(row) for row in rows)
+            row = session.scalars(
+                select(RolloutRow).where(
+                    RolloutRow.model_digest == model_digest,
+                    RolloutRow.device_class == device_class,
+                    RolloutRow.version == newest.version,
+                )
+            ).first()
+            return ServedTarget(versions, None if row is None else rollout_of(row))
+
+    def target_for(self, model_digest: str, device_class: str, device_id: str) -> Assignment:
+        """Return what one device should run.
+
+        Raises:
+            NotFoundError: None was published.
+        """
+        return self.served(model_digest, device_class).target_for(device_id)
+
+    def start(
+        self,
+        model_digest: str,
+        device_class: str,
+        manifest_digest: str,
+        *,
+        actor: str,
+        reason: str = "",
+        plan: RolloutPlan = DEFAULT_PLAN,
+        canaries: int = 4,
+    ) -> Rollout:
+        """Return a new rollout in phase canary; its version follows the newest one, which is its base.
+
+        Args:
+            model_digest: A registered model.
+            device_class: Name of a registered class.
+            manifest_digest: What the new version is.
+            actor: Who starts it.
+            reason: Why, in words.
+            plan: By which steps; shares are raised where they would be nobody of the devices that have reported.
+            canaries: Least devices of the first share.
+
+        Raises:
+            NotFoundError: Nothing was published to compare with; `publish` the first version.
+            IllegalTransitionError: A rollout of this target is open.
+        """
+        now = self._clock()
+        try:
+            with self._writing() as session:
+                base = newest_target(session, model_digest, device_class)
+                target = self._add_target(session, model_digest, device_class, manifest_digest, reason)
+                rollout_id = _rollout_id(target)
+                counts = fleet_telemetry(session, base)
+                started = Rollout(
+                    rollout_id=rollout_id,
+                    model_digest=model_digest,
+                    device_class=device_class,
+                    version=target.version,
+                    base_version=base.version,
+                    manifest_digest=manifest_digest,
+                    base_manifest_digest=base.manifest_digest,
+                    plan=plan_for(rollout_id, counts, plan=plan, canaries=canaries),
+                    reason=reason,
+                    started_at_seconds=now,
+                    step_at_seconds=now,
+                )
+                session.add(
+                    RolloutRow(**rollout_columns(started), fleet_counts=counts_to_json(_merged(counts)))
+                )
+                self._audit(session, "rollout_started", started, actor=actor, reason=reason)
+        except IntegrityError as error:
+            raise _conflict(model_digest, device_class) from error
+        return started
+
+    def advance(self, rollout: Rollout, event: Event, *, actor: str, reason: str = "") -> Rollout:
+        """Move a rollout on by `event` and return it as stored; an abort publishes the base as a newer version.
+
+        Args:
+            rollout: As read or returned before.
+            event: What happened.
+            actor: Who moves it; `TELEMETRY` where nobody does.
+            reason: Why, in words.
+
+        Raises:
+            IllegalTransitionError: The event cannot happen in this phase, somebody else has moved the rollout
+                meanwhile, or a newer version has been published since.
+        """
+        try:
+            with self._writing() as session:
+                return self._advance(session, rollout, event, actor=actor, reason=reason)
+        except IntegrityError as error:
+            raise _conflict(rollout.model_digest, rollout.device_class) from error
+
+    def rollout(self, rollout_id: str) -> Rollout:
+        """Return a rollout.
+
+        Raises:
+            NotFoundError: There is none of that name.
+        """
+        with self._reading() as session:
+            row = session.get(RolloutRow, rollout_id)
+            if row is None:
+                raise NotFoundError(f"the registry has no rollout '{rollout_id}'")
+            return rollout_of(row)
+
+    def rollouts(self, *, only_open: bool = False) -> tuple[Rollout, ...]:
+        """Return all rollouts, or those that telemetry still decides, oldest first."""
+        query = select(RolloutRow).order_by(RolloutRow.started_at_seconds, RolloutRow.rollout_id)
+        if only_open:
+            query = query.where(RolloutRow.finished_at_seconds.is_(None))
+        with self._reading() as session:
+            return tuple(rollout_of(row) for row in session.scalars(query))
+
+    def _advance(
+        self, session: Session, rollout: Rollout, event: Event, *, actor: str, reason: str
+    ) -> Rollout:
+        version = None
+        if event in ABORTS:
+            newest = newest_target(session, rollout.model_digest, rollout.device_class)
+            if newest.version != rollout.version:
+                raise IllegalTransitionError(
+                    f"version {rollout.version} cannot be taken back: version {newest.version} has followed it"
+                )
+            version = newest.version + 1
+        moved = advance(rollout, event, now_seconds=self._clock(), reason=reason, rolled_back_version=version)
+        if version is not None:
+            key = (rollout.model_digest, rollout.device_class, rollout.base_manifest_digest)
+            self._add_target(session, *key, f"rolled back: {reason}")
+        statement = (
+            update(RolloutRow)
+            .where(RolloutRow.rollout_id == rollout.rollout_id, RolloutRow.revision == rollout.revision)
+            .values(**rollout_columns(moved))
+        )
+        if session.connection().execute(statement).rowcount != 1:
+            raise IllegalTransitionError(
+                f"rollout {rollout.rollout_id} is no longer at revision {rollout.revision}: somebody else has "
+                "moved it"
+            )
+        self._audit(session, event, moved, actor=actor, reason=reason)
+        return moved
+
+    def _add_target(
+        self, session: Session, model_digest: str, device_class: str, manifest_digest: str, reason: str
+    ) -> TargetVersion:
+        mine = (TargetRow.model_digest == model_digest, TargetRow.device_class == device_class)
+        version = (session.scalar(select(func.max(TargetRow.version)).where(*mine)) or 0) + 1
+        target = TargetVersion(model_digest, device_class, version, manifest_digest, reason, self._clock())
+        session.add(TargetRow(**asdict(target)))
+        session.flush()  # here, so that two that take one version part here
+        return target
+
+    @contextmanager
+    def _writing(self) -> Iterator[Session]:
+        """Yield a session whose work is committed as a whole, or not at all."""
+        with Session(self._engine) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def _reading(self) -> Iterator[Session]:
+        """Yield a session that takes no write lock."""
+        with Session(self._engine.execution_options(begin="DEFERRED")) as session:
+            yield session
+
+    def _audit(self, session: Session, action: str, what: TargetVersion | Rollout, **detail: str) -> None:
+        subject = f"{what.model_digest}/{what.device_class}/v{what.version}"
+        record = json.dumps(detail, sort_keys=True)
+        session.add(AuditRow(at_seconds=self._clock(), action=str(action), subject=subject, detail=record))
+
+
+def _merged(counts: dict[str, TelemetryCounts]) -> TelemetryCounts:
+    merged = TelemetryCounts()
+    for one in counts.values():
+        merged = merged.merge(one)
+    return merged
+
+
+def _rollout_id(target: TargetVersion) -> str:
+    """Return a name that no other rollout has, because no other one has this version."""
+    named = f"{target.model_digest}/{target.device_class}/{target.version}"
+    return hashlib.sha256(named.encode()).hexdigest()[:32]
+
+
+def _conflict(model_digest: str, device_class: str) -> IllegalTransitionError:
+    return IllegalTransitionError(
+        f"model {model_digest[:12]} on '{device_class}' cannot take a new version: a rollout is open, another "
+        "version was published at the same moment, or the model or class is not registered"
+    )

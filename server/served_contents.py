@@ -1,0 +1,95 @@
+"""Which contents the devices of a class may fetch, and what a difference to one can start from."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Sequence
+
+from quantization.blob import decode_blob_content
+from quantization.manifest import Manifest, Stage
+from server.blob_store import BlobStore
+
+_MAX_CLASSES = 64
+
+
+class ServedContents:
+    """Contents of a few manifests of one model and class.
+
+    A *slot* is where a content stands in a manifest: a graph, file or self-test of a stage, or the manifest itself.
+    Contents that stand in one slot of different manifests are versions of one thing.
+    """
+
+    def __init__(self, manifests: Sequence[tuple[str, Manifest]]) -> None:
+        """Index manifests, newest first, each with its digest."""
+        self._versions: dict[str, list[str]] = {}
+        self._slots: dict[str, list[str]] = {}
+        for digest, manifest in manifests:
+            self._add("manifest", digest)
+            for stage in manifest.stages:
+                for slot, content in _contents(stage):
+                    self._add(slot, content)
+
+    def __contains__(self, digest: object) -> bool:
+        return digest in self._slots
+
+    def base_for(self, digest: str, held: Collection[str]) -> str | None:
+        """Return the newest other version of a content among those held; None if there is none."""
+        others = (other for slot in self._slots.get(digest, ()) for other in self._versions[slot])
+        return next((other for other in others if other != digest and other in held), None)
+
+    def _add(self, slot: str, digest: str) -> None:
+        versions, slots = self._versions.setdefault(slot, []), self._slots.setdefault(digest, [])
+        if digest not in versions:
+            versions.append(digest)
+        if slot not in slots:
+            slots.append(slot)
+
+
+def _contents(stage: Stage) -> Iterator[tuple[str, str]]:
+    """Yield slot and digest of each content of a stage."""
+    for kind, graph in (
+        ("skeleton", stage.skeleton),
+        ("plain", stage.plain),
+        ("normalizing", stage.normalizing),
+        ("self_test", stage.self_test),
+    ):
+        if graph is not None:
+            yield f"{stage.name}\n{kind}", graph.digest
+    for kind, files in (("files", stage.files), ("reference", stage.reference_files)):
+        for ref in files:
+            yield f"{stage.name}\n{kind}\n{ref.location}", ref.digest
+
+
+class Catalog:
+    """Reads manifests from the blob store, and keeps the contents of the classes that were asked for last."""
+
+    def __init__(self, blobs: BlobStore) -> None:
+        self._blobs = blobs
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[str, ...], ServedContents] = OrderedDict()
+
+    def known(self, manifest_digests: Sequence[str]) -> ServedContents | None:
+        """Return the contents of manifests if they are in memory, without blocking."""
+        key = tuple(manifest_digests)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
+
+    def contents(self, manifest_digests: Sequence[str]) -> ServedContents:
+        """Return the contents of manifests, given newest first; blocks, and any thread may call it.
+
+        Raises:
+            NotFoundError: If the blob store lacks a manifest.
+            DigestMismatchError: If one is damaged.
+        """
+        contents = self.known(manifest_digests)
+        if contents is None:
+            contents = ServedContents([(digest, self._read(digest)) for digest in manifest_digests])
+            with self._lock:
+                self._kept[tuple(manifest_digests)] = contents
+                while len(self._kept) > _MAX_CLASSES:
+                    self._kept.popitem(last=False)
+        return contents
+
+    def _read(self, digest: str) -> Manifest:
+        return Manifest.from_bytes(decode_blob_content(self._blobs.get(digest), digest))

@@ -1,0 +1,226 @@
+"""Telemetry in the registry's database: reports fold into counts, counts into the evidence of rollouts.
+
+The rules:
+
+1. A report counts once: one whose sequence number is not above the device's last is dropped. So a device may send
+   again whatever it is not sure of.
+2. What a device did before a rollout is fixed when it first reports into it; what it counts under a version that
+   it should not have is no evidence.
+3. Devices that no share of the plan reaches are the ones that canaries are compared with. A device that is yet to
+   have the new version is neither.
+4. Units are only ever added, and whoever folds them in order of their number gets the same evidence. While a report
+   is folded the rollout's row is locked, so that numbers are in order on every database.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+
+from sqlalchemy import Engine, func, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from quantization.errors import MalformedError, NotFoundError
+from server.rollout import Rollout, has_new_version, is_never_canary
+from server.rollout_registry import TELEMETRY, RolloutRegistry
+from server.rollout_rows import open_rollout_row, rollout_of
+from server.rollout_rules import Evidence, Situation, decide
+from server.rollout_settings import DEFAULT_RULES, RolloutRules
+from server.rollout_units import Expectation, Marks, Unit, is_mature, marks_of, unit_of
+from server.tables import NAME_LENGTH, DeviceTelemetryRow, RolloutDeviceRow, RolloutRow, RolloutUnitRow
+from server.telemetry_codec import counts_from_json, counts_to_json
+from server.telemetry_counts import TelemetryCounts
+
+_NOTHING = counts_to_json(TelemetryCounts())
+_MARKS = tuple(field.name for field in fields(Marks))
+_MAX_SEQUENCE = (1 << 63) - 1
+_MAX_VERSION = (1 << 31) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReport:
+    """What a device counted since its last report.
+
+    Attributes:
+        model_digest: SHA-256 of the canonical float model, hex.
+        device_class: Name of the device class.
+        device_id: Name of the device, as its identity proves it.
+        sequence: Grows with every report of the device, from 1.
+        version: Version of the target that answered.
+        counts: What was counted.
+        failed_versions: Versions that could not be loaded or failed their self-test, one for each attempt; the
+            device then runs, and reports of, another version.
+    """
+
+    model_digest: str
+    device_class: str
+    device_id: str
+    sequence: int
+    version: int
+    counts: TelemetryCounts
+    failed_versions: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what no device can report."""
+        if not 1 <= len(self.device_id) <= NAME_LENGTH:
+            raise MalformedError(
+                f"a device's name has 1 to {NAME_LENGTH} characters, not {len(self.device_id)}"
+            )
+        if not (1 <= self.sequence <= _MAX_SEQUENCE and 0 <= self.version <= _MAX_VERSION):
+            raise MalformedError(f"report {self.sequence} of version {self.version}")
+
+
+class TelemetryRegistry:
+    """Counts and evidence; shares its database with `server.rollout_registry.RolloutRegistry`."""
+
+    def __init__(self, engine: Engine, rules: RolloutRules = DEFAULT_RULES) -> None:
+        self._engine = engine
+        self._rules = rules
+
+    def fold(self, report: DeviceReport) -> bool:
+        """Count a report; return whether it was new.
+
+        Raises:
+            NotFoundError: The model or the device class is not registered.
+        """
+        try:
+            return self._fold_once(report)
+        except (
+            IntegrityError
+        ):  # another process has made the device's first row meanwhile, or nothing is registered
+            try:
+                return self._fold_once(report)
+            except IntegrityError as error:
+                raise NotFoundError(
+                    f"model {report.model_digest[:12]} or device class '{report.device_class}' is not registered"
+                ) from error
+
+    def counts(self, model_digest: str, device_class: str, version: int) -> TelemetryCounts:
+        """Return the merged counts of the devices that last reported this version."""
+        merged = TelemetryCounts()
+        mine = (
+            DeviceTelemetryRow.model_digest == model_digest,
+            DeviceTelemetryRow.device_class == device_class,
+            DeviceTelemetryRow.version == version,
+        )
+        with self._reading() as session:
+            for text in session.scalars(select(DeviceTelemetryRow.counts).where(*mine)):
+                merged = merged.merge(counts_from_json(text))
+        return merged
+
+    def situation(self, rollout: Rollout) -> Situation:
+        """Return all that telemetry shows of a rollout."""
+        with self._reading() as session:
+            evidence = Evidence.none(self._rules)
+            query = select(RolloutUnitRow).where(RolloutUnitRow.rollout_id == rollout.rollout_id)
+            for row in session.scalars(query.order_by(RolloutUnitRow.id)):
+                unit = Unit(**{field.name: getattr(row, field.name) for field in fields(Unit)})
+                evidence = evidence.observe(unit, rollout.plan, self._rules)
+            return Situation(
+                evidence,
+                _marks(session, rollout.rollout_id, is_canary=True),
+                _marks(session, rollout.rollout_id, is_canary=False),
+            )
+
+    def review(self, rollouts: RolloutRegistry, rollout: Rollout, now_seconds: float) -> Rollout:
+        """Let telemetry move a rollout; return it as it then stands.
+
+        Raises:
+            IllegalTransitionError: Somebody else has moved it meanwhile; read it again.
+        """
+        decision = decide(rollout, self.situation(rollout), now_seconds=now_seconds, rules=self._rules)
+        if decision.event is None:
+            return rollout
+        return rollouts.advance(rollout, decision.event, actor=TELEMETRY, reason=decision.reason)
+
+    def _fold_once(self, report: DeviceReport) -> bool:
+        with Session(self._engine) as session, session.begin():
+            return self._fold(session, report)
+
+    def _fold(self, session: Session, report: DeviceReport) -> bool:
+        rollout_row = open_rollout_row(session, report.model_digest, report.device_class)
+        key = (report.model_digest, report.device_class, report.device_id)
+        row = session.get(DeviceTelemetryRow, key, with_for_update=True)
+        if row is not None and report.sequence <= row.last_sequence:
+            return False
+        if row is None:
+            row = DeviceTelemetryRow(
+                model_digest=report.model_digest,
+                device_class=report.device_class,
+                device_id=report.device_id,
+                last_sequence=0,
+                version=report.version,
+                counts=_NOTHING,
+            )
+            session.add(row)
+        if rollout_row is not None:
+            self._fold_into_rollout(session, rollout_row, row, report)
+        kept = counts_from_json(row.counts) if row.version == report.version else TelemetryCounts()
+        row.counts = counts_to_json(kept.merge(report.counts))
+        row.version, row.last_sequence = report.version, report.sequence
+        session.flush()
+        return True
+
+    def _fold_into_rollout(
+        self, session: Session, rollout_row: RolloutRow, before: DeviceTelemetryRow, report: DeviceReport
+    ) -> None:
+        rollout = rollout_of(rollout_row)
+        is_canary = has_new_version(rollout, report.device_id)
+        if not is_canary and not is_never_canary(rollout, report.device_id):
+            return
+        row = session.get(RolloutDeviceRow, (rollout.rollout_id, report.device_id))
+        if row is None:
+            known = before.counts if before.version == rollout.base_version else _NOTHING
+            row = _new_device(rollout, report.device_id, known, is_canary=is_canary)
+            session.add(row)
+        version = rollout.version if is_canary else rollout.base_version
+        news = TelemetryCounts(load_failures=report.failed_versions.count(version))
+        if report.version == version:
+            news = news.merge(report.counts)
+        if news == TelemetryCounts():
+            return
+        expectation = Expectation(counts_from_json(row.before), counts_from_json(rollout_row.fleet_counts))
+        counts = counts_from_json(row.counts).merge(news)
+        row.counts = counts_to_json(counts)
+        for name, value in asdict(marks_of(counts, expectation, self._rules)).items():
+            setattr(row, name, value)
+        self._add_unit(session, rollout, row, counts, expectation)
+
+    def _add_unit(
+        self,
+        session: Session,
+        rollout: Rollout,
+        row: RolloutDeviceRow,
+        counts: TelemetryCounts,
+        expectation: Expectation,
+    ) -> None:
+        """Store the device's unit when it is complete; it has one, which never changes."""
+        if row.has_unit or not is_mature(counts, self._rules):
+            return
+        unit = unit_of(counts, expectation, is_canary=row.is_canary, step=rollout.step, rules=self._rules)
+        session.add(RolloutUnitRow(rollout_id=rollout.rollout_id, device_id=row.device_id, **asdict(unit)))
+        row.has_unit = True
+
+    @contextmanager
+    def _reading(self) -> Iterator[Session]:
+        """Yield a session that takes no write lock."""
+        with Session(self._engine.execution_options(begin="DEFERRED")) as session:
+            yield session
+
+
+def _new_device(rollout: Rollout, device_id: str, before: str, *, is_canary: bool) -> RolloutDeviceRow:
+    return RolloutDeviceRow(
+        rollout_id=rollout.rollout_id,
+        device_id=device_id,
+        is_canary=is_canary,
+        before=before,
+        counts=_NOTHING,
+        has_unit=False,
+        **asdict(Marks()),
+    )
+
+
+def _marks(session: Session, rollout_id: str, *, is_canary: bool) -> Marks:
+    sums = [func.sum(getattr(RolloutDeviceRow, name)) for name in _MARKS]
+    mine = (RolloutDeviceRow.rollout_id == rollout_id, RolloutDeviceRow.is_canary == is_canary)
+    return Marks(*(int(total or 0) for total in session.execute(select(*sums).where(*mine)).one()))

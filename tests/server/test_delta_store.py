@@ -1,0 +1,130 @@
+import threading
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pytest
+
+from quantization.blob import content_digest, encode_blob
+from quantization.delta import Encoding, apply_delta
+from quantization.errors import ConfigurationError, MalformedError, NotFoundError
+from server import delta_store
+from server.blob_store import BlobStore
+from server.delta_store import DeltaStore
+
+OLD = np.random.default_rng(0).integers(-9, 9, 20_000).astype(np.int8).tobytes()
+NEW = OLD[:100] + b"moved" + OLD[105:]
+OTHER = np.random.default_rng(1).bytes(20_000)
+NAMES = {content: content_digest(content) for content in (OLD, NEW, OTHER)}
+
+
+@pytest.fixture(params=["folder", "memory"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "deltas") if request.param == "folder" else f"memory://{uuid4().hex}"
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> BlobStore:
+    store = BlobStore(tmp_path / "blobs")
+    for content, name in NAMES.items():
+        store.put(name, encode_blob(content))
+    return store
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list that grows by one whenever a difference is computed."""
+    calls: list[Any] = []
+    make_deltas = delta_store.make_deltas
+
+    def counting(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return make_deltas(*arguments)
+
+    monkeypatch.setattr(delta_store, "make_deltas", counting)
+    return calls
+
+
+def test_a_difference_leads_from_one_content_to_the_other(blobs: BlobStore, url: str) -> None:
+    (delta,) = DeltaStore(blobs, url).deltas(NAMES[OLD], NAMES[NEW])
+    assert delta.encoding == Encoding.INT8_SUB_ZSTD
+    assert len(delta.payload) < 100
+    assert apply_delta(delta.payload, OLD, NAMES[NEW]) == NEW
+
+
+def test_differences_are_computed_once_even_across_restarts(
+    blobs: BlobStore, url: str, made: list[Any]
+) -> None:
+    first = DeltaStore(blobs, url).deltas(NAMES[OLD], NAMES[NEW])
+    assert DeltaStore(blobs, url).deltas(NAMES[OLD], NAMES[NEW]) == first
+    assert len(made) == 1
+    DeltaStore(blobs, url).deltas(NAMES[NEW], NAMES[OLD])
+    assert len(made) == 2
+
+
+def test_that_no_difference_pays_is_remembered_too(blobs: BlobStore, url: str, made: list[Any]) -> None:
+    for _ in range(2):
+        assert DeltaStore(blobs, url).deltas(NAMES[OLD], NAMES[OTHER]) == ()
+    assert len(made) == 1
+
+
+def test_many_who_ask_at_once_wait_for_one_computation(
+    blobs: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, gate = [], threading.Event()
+    make_deltas = delta_store.make_deltas
+
+    def slow(*arguments: Any) -> Any:
+        calls.append(arguments)
+        gate.wait(5)
+        return make_deltas(*arguments)
+
+    monkeypatch.setattr(delta_store, "make_deltas", slow)
+    store, results = DeltaStore(blobs, tmp_path / "deltas"), []
+    threads = [
+        threading.Thread(target=lambda: results.append(store.deltas(NAMES[OLD], NAMES[NEW])))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    gate.set()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+    assert len(results) == 8
+    assert len({result[0].payload for result in results}) == 1
+
+
+@pytest.mark.parametrize("cut", [0, 5, 40, -1])
+def test_a_damaged_record_is_made_anew(blobs: BlobStore, tmp_path: Path, made: list[Any], cut: int) -> None:
+    folder = tmp_path / "deltas"
+    first = DeltaStore(blobs, folder).deltas(NAMES[OLD], NAMES[NEW])
+    (record,) = (path for path in folder.rglob("*") if path.is_file())
+    record.write_bytes(record.read_bytes()[:cut])
+    for _ in range(2):
+        assert DeltaStore(blobs, folder).deltas(NAMES[OLD], NAMES[NEW]) == first
+    assert len(made) == 2
+
+
+def test_contents_that_are_not_there_have_no_difference(blobs: BlobStore, url: str) -> None:
+    store = DeltaStore(blobs, url)
+    for base, target in (("0" * 64, NAMES[NEW]), (NAMES[OLD], "0" * 64)):
+        for _ in range(2):
+            with pytest.raises(NotFoundError):
+                store.deltas(base, target)
+    with pytest.raises(MalformedError, match="not a digest"):
+        store.deltas("../../etc", NAMES[NEW])
+
+
+@pytest.mark.parametrize("url", ["nosuchprotocol://bucket", "/dev/null/deltas"])
+def test_a_place_that_cannot_be_opened_is_a_clear_error(blobs: BlobStore, url: str) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be opened"):
+        DeltaStore(blobs, url)
+
+
+def test_a_store_that_cannot_be_written_is_a_clear_error(blobs: BlobStore, tmp_path: Path) -> None:
+    store = DeltaStore(blobs, tmp_path / "deltas")
+    (tmp_path / "deltas" / NAMES[NEW][:2]).write_bytes(b"a file where a folder belongs")
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        store.deltas(NAMES[OLD], NAMES[NEW])
