@@ -7,9 +7,9 @@ and no data of anybody.
 A device's outputs are right if they differ by at most `TOLERANCE` of how much they vary, both as root mean squares.
 Layers are the same bits everywhere, but kernels between them (residual additions, global means, activations) may round
 the other way on another kind of CPU, and each such code spreads. Between the integers and ONNX Runtime's kernels for
-x86 that makes 0 on most of ten small models, and 0.06 on MobileNetV2: no bound in codes holds for all models and would
-still tell anything. What the test is for is far away: products that saturate at 7 bits (0.5 to 0.9), weights in another
-order (0.07 to 0.8), scales of other channels (0.8 to 3.4).
+x86 that makes 0 on most small models (four were swept), and 0.06 on MobileNetV2: no bound in codes holds for all
+models and would still tell anything. What the test is for is far away: products that saturate at 7 bits (0.5 to 0.9),
+weights in another order (0.07 to 0.8), scales of other channels (0.8 to 3.4).
 """
 
 import hashlib
