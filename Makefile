@@ -33,7 +33,7 @@ unit: venv ## Run the fast tests.
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --durations=5
 
 slow: venv chromium ## Run the end-to-end tests.
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile --durations=5
 
 .PHONY: chromium
 chromium: # The report is tested in a real browser; installed only where there is none and we may.

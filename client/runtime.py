@@ -16,7 +16,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from quantization.arrays import AnyArray
 from quantization.artifact import BlobReader, Manifest, TensorSpec, decode_blob, decode_files
 from quantization.errors import InvalidDataError, UpdateRejectedError
-from quantization.self_test import SelfTest
+from quantization.self_testing import SelfTest
 
 Float32Array = NDArray[np.float32]
 InputHook = Callable[[Float32Array], None]

@@ -20,7 +20,7 @@ from client.fetching import fetch_blobs
 from client.garbage import Limits, collect, make_room
 from client.partial import PartialBlobs
 from client.runtime import InputHook, Runtime
-from client.self_test import IsolatedTest, run_isolated
+from client.self_testing import IsolatedTest, run_isolated
 from client.slots import Event, Phase, Slots, Target
 from client.state import StateFolder
 from client.transport import Transport

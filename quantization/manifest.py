@@ -111,7 +111,7 @@ class Stage:
         reference_files: Files of `normalizing` that differ from `files` or are not there; likewise in order.
         layers: Observed layers, in graph order.
         sites: Activation sites whose histograms are observed, in graph order.
-        self_test: What `skeleton` gives for known inputs (`quantization.self_test`); None where it is not tested.
+        self_test: What `skeleton` gives for known inputs (`quantization.self_testing`); None where it is not tested.
     """
 
     name: str

@@ -20,7 +20,7 @@ from quantization.layer_weights import NOTHING_ROUNDED, channels_content, stored
 from quantization.moments import ChannelReference
 from quantization.policy import Policy
 from server.folded import Blobs, read, write
-from server.self_test import make_self_test
+from server.self_testing import make_self_test
 from strategies.messages import Delivery
 
 

@@ -5,7 +5,7 @@ The rules:
 1. What is gross is caught at once: a device is marked that cannot load the version, fails or answers far more wrongly
    than before, or is several times slower or larger. Marks on more than a tolerated part of canaries take the version
    back; two marked canaries among the first are enough.
-2. What is small is found by `server.sequential_test`: per measure, canaries against devices that keep the base
+2. What is small is found by `server.sequential_testing`: per measure, canaries against devices that keep the base
    version. All measures and the marks together raise a false alarm with `false_alarm_rate` at most.
 3. A step passes as soon as the version is shown not to be worse, or after `step_seconds` without an alarm. The
    last step passes only when that is shown, with `miss_rate` at most for a version worse by the margin; a rollout that
@@ -19,7 +19,7 @@ from enum import StrEnum
 from server.rollout import Event, Phase, Rollout, RolloutPlan, passing_event
 from server.rollout_settings import DEFAULT_RULES, RolloutRules
 from server.rollout_units import Marks, Unit
-from server.sequential_test import Comparison, Wealth, log_tail_wealth, reaches
+from server.sequential_testing import Comparison, Wealth, log_tail_wealth, reaches
 
 
 class Measure(StrEnum):

@@ -23,12 +23,12 @@ SERVER_ONLY = (
 CORE_MODULES = (
     "affine", "arrays", "artifact", "assessment", "augmentation", "blob", "blob_ref", "calibration",
     "calibration_recipe", "delta", "device_class", "errors", "histogram", "im2col", "input_observation", "manifest",
-    "moments", "observation", "packing", "policy", "renormalization", "second_moments", "self_test", "sensitivity",
+    "moments", "observation", "packing", "policy", "renormalization", "second_moments", "self_testing", "sensitivity",
     "target_name", "training_settings", "training_state", "training_update",
 )  # fmt: skip
 
 CLIENT_MODULES = (
-    "garbage", "memory", "observer", "profiler", "runtime", "sampler", "self_test", "spool", "state", "tap_observer",
+    "garbage", "memory", "observer", "profiler", "runtime", "sampler", "self_testing", "spool", "state", "tap_observer",
     "trusted_metadata", "updater",
 )  # fmt: skip
 

@@ -19,7 +19,7 @@ from memory_updates import MemoryUpdates
 from client.disk import Disk
 from client.garbage import Limits
 from client.runtime import Runtime
-from client.self_test import load
+from client.self_testing import load
 from client.slots import MAX_ATTEMPTS, Phase, Slots, Target
 from client.state import StateFolder
 from client.trial import TrialRules
@@ -34,7 +34,7 @@ from quantization.errors import (
     UnreachableError,
     UpdateRejectedError,
 )
-from quantization.self_test import SelfTest
+from quantization.self_testing import SelfTest
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = example("mlp")

@@ -13,7 +13,7 @@ from memory_updates import MemoryUpdates
 
 from client.disk import Disk
 from client.garbage import Limits
-from client.self_test import load
+from client.self_testing import load
 from client.state import StateFolder
 from client.trial import TrialRules
 from client.updater import Updater, UpdateSettings

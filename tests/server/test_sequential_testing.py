@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantization.errors import ConfigurationError
-from server.sequential_test import Block, Comparison, Wealth, log_tail_wealth, observe, reaches, relieve
+from server.sequential_testing import Block, Comparison, Wealth, log_tail_wealth, observe, reaches, relieve
 
 EFFECT = 0.02
 RATE = 0.05

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from quantization.affine import params_from_range
 from quantization.errors import MalformedError, UpdateRejectedError
-from quantization.self_test import ROWS, TOLERANCE, SelfTest, known_inputs
+from quantization.self_testing import ROWS, TOLERANCE, SelfTest, known_inputs
 
 MODEL = "ab" * 32
 GRID = params_from_range(-2.0, 2.0)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from artifacts import example
 
-from client import self_test
-from client.self_test import run_isolated
+from client import self_testing
+from client.self_testing import run_isolated
 from client.state import StateFolder
 from quantization.artifact import Artifact
 from quantization.blob import content_digest, encode_blob
@@ -63,7 +63,7 @@ def test_an_artifact_that_kills_its_process_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = f"import os; os.kill(os.getpid(), {int(signal.SIGSEGV)})"
-    monkeypatch.setattr(self_test.sys, "executable", interpreter(tmp_path, script))
+    monkeypatch.setattr(self_testing.sys, "executable", interpreter(tmp_path, script))
     with pytest.raises(UpdateRejectedError, match="killed the process of its self-test, signal 11"):
         run_isolated(tmp_path, "0" * 64)
 
@@ -71,7 +71,7 @@ def test_an_artifact_that_kills_its_process_is_refused(
 def test_an_artifact_whose_test_does_not_end_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(self_test.sys, "executable", interpreter(tmp_path, "import time; time.sleep(60)"))
+    monkeypatch.setattr(self_testing.sys, "executable", interpreter(tmp_path, "import time; time.sleep(60)"))
     before = threading.active_count()
     with pytest.raises(UpdateRejectedError, match="was not done after"):
         run_isolated(tmp_path, "0" * 64, timeout_seconds=0.2)

@@ -39,7 +39,7 @@ def run_isolated(folder: Path, manifest_digest: str, timeout_seconds: float = 12
         UpdateRejectedError: If it fails, kills its process, or takes longer.
         NotFoundError: If a blob of it is missing or damaged.
     """
-    command = [sys.executable, "-m", "client.self_test", str(folder.absolute()), manifest_digest]
+    command = [sys.executable, "-m", "client.self_testing", str(folder.absolute()), manifest_digest]
     try:
         done = subprocess.run(  # noqa: S603  # our own module
             command,

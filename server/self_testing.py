@@ -6,7 +6,7 @@ from quantization.affine import AffineParams, params_from_range
 from quantization.arrays import AnyArray
 from quantization.compile import CompiledGraph
 from quantization.graph import GraphPlan
-from quantization.self_test import SelfTest, known_inputs
+from quantization.self_testing import SelfTest, known_inputs
 from quantization.simulate import load_graph, simulate_graph
 
 _USUAL_INPUTS = params_from_range(-2.0, 2.0)

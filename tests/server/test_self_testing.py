@@ -12,7 +12,7 @@ from quantization.calibration import Range
 from quantization.compile import CompiledGraph, compile_inference
 from quantization.errors import UpdateRejectedError
 from quantization.policy import Policy
-from server.self_test import make_self_test
+from server.self_testing import make_self_test
 
 
 def policy_of(name: str, float_layers: dict[str, str] | None = None) -> Policy:
