@@ -42,15 +42,22 @@ def found_weights(
     began = time.perf_counter()
     content = to_bytes(weights)
     search.tune_seconds += time.perf_counter() - began
-    layers = tuple(_layer_record(search, name, choice[name], weights.get(name)) for name in choice)
-    fp32_bytes, size = fp32_weight_bytes(search.tuning.model), sum(layer.size_bytes for layer in layers)
+    model, values = search.tuning.model, search.values()
+    parameters = {layer.name: int(model.draft.tensors[layer.weight].size) for layer in model.plan.layers}
+    layers = tuple(
+        _layer_record(
+            search, name, option, weights.get(name), parameters=parameters[name], value=values[name]
+        )
+        for name, option in choice.items()
+    )
+    fp32_bytes, size = fp32_weight_bytes(model), sum(layer.size_bytes for layer in layers)
     record = PrecisionRecord(
         layers=layers,
         size_ratio=fp32_bytes / size,
         weight_bytes=size,
         fp32_weight_bytes=fp32_bytes,
         overhead_bytes=0,
-        predicted_loss=predicted_loss(choice, search.values()),
+        predicted_loss=predicted_loss(choice, values),
         measured_loss=None if seen is None else seen.loss,
         tune_seconds=search.tune_seconds,
         front=tuple(_front_point(allocation, one, fp32_bytes) for allocation, one in search.tried_front),
@@ -60,12 +67,16 @@ def found_weights(
 
 
 def _layer_record(
-    search: "WeightSearch", name: str, option: Option, codes: LayerCodes | None
+    search: "WeightSearch",
+    name: str,
+    option: Option,
+    codes: LayerCodes | None,
+    *,
+    parameters: int,
+    value: float,
 ) -> LayerPrecision:
-    """Return how a layer is stored."""
-    gain, factor, value = search.gains.get(name), search.factors.get(name, 1.0), search.values()[name]
-    layer = next(layer for layer in search.tuning.model.plan.layers if layer.name == name)
-    parameters = int(search.tuning.model.draft.tensors[layer.weight].size)
+    """Return how a layer of so many weights, whose corrected gain is `value`, is stored."""
+    gain, factor = search.gains.get(name), search.factors.get(name, 1.0)
     size = option.size_bytes if codes is None else stored_size_bytes(codes.codes)
     is_bounded = gain is not None and gain.high != float("inf")
     return LayerPrecision(

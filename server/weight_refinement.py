@@ -80,7 +80,9 @@ def trained(search: "WeightSearch", weights: RoundedWeights) -> RoundedWeights:
 
 def _coarser(option: Option) -> tuple[Grid, ...]:
     """Return the grid that an option was rounded on, and some with slightly larger steps."""
-    if option.rounded is None or isinstance(option.rounded.grid, PackedGrid):
-        return () if option.rounded is None else (option.rounded.grid,)
+    if option.rounded is None:
+        return ()
     grid = option.rounded.grid
+    if isinstance(grid, PackedGrid):
+        return (grid,)
     return tuple(replace(grid, step=grid.step * factor) for factor in _COARSER)

@@ -87,16 +87,21 @@ class WeightSearch:
     @classmethod
     def of(cls, tuning: Tuning, generation: Generation, base: Base) -> "WeightSearch":
         """Return the search for what the settings ask; all options are rounded."""
+        search = cls.unrounded(tuning, generation, base)
+        return search.with_statistics(search.moments, search.probes)
+
+    @classmethod
+    def unrounded(cls, tuning: Tuning, generation: Generation, base: Base) -> "WeightSearch":
+        """Return the search before `with_statistics`: it has no options yet."""
         settings = tuning.settings.precision
         if settings is None:
             raise ConfigurationError("no precision is asked for")
         moments = read_inputs(tuning.blobs, generation.inputs_digest)
         probes = FieldProbes.from_bytes(read(tuning.blobs, generation.probes_digest))
         reference = Reference.of(tuning, generation, base)
-        search = cls(
+        return cls(
             tuning, generation, base, settings, reference, moments, probes, {}, {}, _known_factors(tuning)
         )
-        return search.with_statistics(moments, probes)
 
     def with_statistics(self, moments: Mapping[str, SecondMoments], probes: FieldProbes) -> "WeightSearch":
         """Return the same search from other statistics; all options are rounded anew."""

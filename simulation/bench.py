@@ -239,7 +239,7 @@ class Bench:
         tuning = met.tunings[generation.device_class]
         base = Base.load(generation, self.registry, self.blobs)
         chosen = json.loads(generation.weights)
-        search = replace(WeightSearch.of(tuning, generation, base), factors=chosen["gain_factors"])
+        search = replace(WeightSearch.unrounded(tuning, generation, base), factors=chosen["gain_factors"])
         request = search.reference.inputs_request()
         observer = TapObserver(base.manifest, self.blobs.get, request.graph, batch_size=request.batch_size)
         members = [

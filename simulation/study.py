@@ -26,7 +26,16 @@ from server.class_tuner import advance_until
 from server.drift_steps import fold_ranges
 from server.folded import write
 from server.generation import Generation, Step
-from server.precision import Options, as_candidates, chosen, codes_of, exact_bytes, grids_for, round_options
+from server.precision import (
+    Options,
+    as_candidates,
+    chosen,
+    codes_of,
+    exact_bytes,
+    fp32_weight_bytes,
+    grids_for,
+    round_options,
+)
 from server.precision_settings import PrecisionSettings
 from server.ranges import choose_ranges
 from server.tuner import meet
@@ -141,8 +150,7 @@ class _Study:
     @property
     def fp32_bytes(self) -> int:
         """Bytes of all weights as float32."""
-        model = self.tuning.model
-        return sum(4 * model.draft.tensors[layer.weight].size for layer in model.plan.layers)
+        return fp32_weight_bytes(self.tuning.model)
 
     def layers(self) -> tuple[LayerSensitivity, ...]:
         """Return what fewer bits cost in every layer."""

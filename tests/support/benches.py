@@ -2,15 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from server.generation import Generation
-from server.registry import Registry
 from server.tuner import run_generation
 from simulation.bench import Bench
-from simulation.device import forget_fleet
 from simulation.fleet import Fleet, FleetSettings
 from simulation.measured_grid import Traffic
 from simulation.scenario import Scenario
@@ -21,12 +17,8 @@ from simulation.tasks import TaskData
 def open_bench(task: TaskData, **settings: Any) -> Iterator[Bench]:
     """A bench for a task and fields of a scenario; its folder goes when it is closed."""
     scenario = Scenario(**settings)
-    with TemporaryDirectory() as folder, Registry.open(f"sqlite:///{folder}/registry.db") as registry:
-        bench = Bench.set_up(scenario, Fleet(task, FleetSettings.of(scenario)), registry, Path(folder))
-        try:
-            yield bench
-        finally:
-            forget_fleet(bench.fleet_name)
+    with Bench.opened(scenario, Fleet(task, FleetSettings.of(scenario))) as bench:
+        yield bench
 
 
 def tune(bench: Bench) -> Mapping[str, Generation]:
