@@ -19,13 +19,15 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_tools import protoc
 
-from protos.quantfleet.v1 import admin_pb2, artifact_pb2, telemetry_pb2, update_pb2
+from protos.quantfleet.v1 import admin_pb2, artifact_pb2, inference_pb2, telemetry_pb2, update_pb2
 
 ROOT = Path(__file__).parents[2]
 FACTS = ROOT / "tests/golden/schema_v1.txt"
 EXAMPLES = ROOT / "tests/golden/messages_v1.txt"
-MODULES = (admin_pb2, artifact_pb2, telemetry_pb2, update_pb2)
-SOURCES = tuple(f"protos/quantfleet/v1/{name}.proto" for name in ("admin", "artifact", "telemetry", "update"))
+MODULES = (admin_pb2, artifact_pb2, inference_pb2, telemetry_pb2, update_pb2)
+SOURCES = tuple(
+    f"protos/quantfleet/v1/{module.DESCRIPTOR.name.rpartition(chr(47))[2]}" for module in MODULES
+)
 
 
 def parsed_sources() -> list[FileDescriptorProto]:
