@@ -25,9 +25,7 @@ ROOT = Path(__file__).parents[2]
 FACTS = ROOT / "tests/golden/schema_v1.txt"
 EXAMPLES = ROOT / "tests/golden/messages_v1.txt"
 MODULES = (admin_pb2, artifact_pb2, inference_pb2, telemetry_pb2, update_pb2)
-SOURCES = tuple(
-    f"protos/quantfleet/v1/{module.DESCRIPTOR.name.rpartition(chr(47))[2]}" for module in MODULES
-)
+SOURCES = tuple(str(module.DESCRIPTOR.name) for module in MODULES)
 
 
 def parsed_sources() -> list[FileDescriptorProto]:
@@ -116,7 +114,7 @@ def _value(field: FieldDescriptor, index: int) -> object:
         return field.enum_type.values[-1].number
     small = 16 * field.number + index
     values: dict[int, object] = {
-        FieldDescriptor.TYPE_BYTES: bytes([small]) * 32,
+        FieldDescriptor.TYPE_BYTES: bytes([small % 256]) * 32,
         FieldDescriptor.TYPE_STRING: f"{field.name}-{index}é",
         FieldDescriptor.TYPE_DOUBLE: small + 0.25,
         FieldDescriptor.TYPE_BOOL: True,
