@@ -82,6 +82,11 @@ class BlobStore:
         names = (path.rsplit("/", 1)[-1] for path in self._files.find(self._root))
         return frozenset(name for name in names if not name.endswith(".tmp"))
 
+    def size_bytes(self) -> int:
+        """Return the stored bytes of all blobs; lists the whole store."""
+        entries = self._files.find(self._root, detail=True).values()
+        return sum(int(entry.get("size") or 0) for entry in entries)
+
     def _holds_undamaged(self, digest: str) -> bool:
         try:
             self.get(digest)
