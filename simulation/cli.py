@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from quantization.errors import ConfigurationError, MalformedError, QuantFleetError, UnsupportedModelError
+from simulation.cli_errors import exit_codes
 from simulation.cli_options import (
     AsJson,
     FloatLayer,
@@ -32,15 +32,13 @@ from simulation.cli_options import (
     WeightBits,
     with_fleet_options,
 )
+from simulation.cli_swarm import swarm
 from simulation.progress import ProgressFunction
 from simulation.report_folder import REPORT, STUDIES, ReportFiles, prepare_folder
 from simulation.result import ExperimentResult
 from simulation.scenario import Scenario
 from simulation.study_result import DEFAULT_POINTS, MAX_POINTS, MIN_POINTS, require_points
 from simulation.summary import printable
-
-_BAD_INPUT = (ConfigurationError, UnsupportedModelError, MalformedError)
-_EXIT_FAILED, _EXIT_BAD_INPUT, _EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     name="quantfleet-sim",
@@ -91,7 +89,7 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Run one experiment: calibrate in the lab, drift, tune from the fleet's statistics, and measure."""
-    with _exit_codes():
+    with exit_codes():
         settings = read(
             generations=generations,
             check_pooled=check_pooled,
@@ -120,7 +118,7 @@ def pareto(
     verbose: Verbose = False,
 ) -> None:
     """Measure what size costs: models of many sizes, from the fleet's statistics, and what each gets right."""
-    with _exit_codes():
+    with exit_codes():
         _study("pareto", read(), points, as_json=as_json, is_verbose=verbose)
 
 
@@ -128,7 +126,7 @@ def pareto(
 @with_fleet_options
 def sensitivity(read: ReadScenario, *, as_json: AsJson = False, verbose: Verbose = False) -> None:
     """Measure which layers hurt when they get fewer bits, by the fleet's probes."""
-    with _exit_codes():
+    with exit_codes():
         _study("sensitivity", read(), 0, as_json=as_json, is_verbose=verbose)
 
 
@@ -228,17 +226,7 @@ def _tell_where(page: Path) -> None:
     typer.echo(f"report: {printable(str(page))}", err=True)
 
 
-@contextlib.contextmanager
-def _exit_codes() -> Iterator[None]:
-    """Turn our errors into one line on stderr and an exit code."""
-    try:
-        yield
-    except QuantFleetError as error:
-        typer.echo(f"error: {printable(str(error))}", err=True)
-        raise typer.Exit(_EXIT_BAD_INPUT if isinstance(error, _BAD_INPUT) else _EXIT_FAILED) from None
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        raise typer.Exit(_EXIT_INTERRUPTED) from None
+app.command()(swarm)
 
 
 if __name__ == "__main__":

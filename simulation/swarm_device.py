@@ -1,0 +1,335 @@
+"""One device of a swarm: watches, fetches what it lacks, verifies it, and goes on where it was cut off.
+
+It speaks to the server as a real device does, and keeps what it needs of what a real device keeps on its disk: which
+contents it holds, and what came of those that are not complete. Contents themselves are kept once for all devices of a
+process, after each device has decoded and verified its own copy.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from grpc import aio
+
+from protos.quantfleet.v1 import update_pb2 as pb
+from protos.quantfleet.v1.update_pb2_grpc import UpdateServiceStub
+from quantization.blob import content_digest, decode_blob_content
+from quantization.delta import Encoding, apply_delta
+from quantization.errors import DigestMismatchError, MalformedError, QuantFleetError
+from quantization.manifest import Manifest
+
+_DEVICE_KEY = "quantfleet-device"
+_PUSHBACK_KEY = "grpc-retry-pushback-ms"
+_OPTIONS = (
+    ("grpc.use_local_subchannel_pool", 1),  # a connection of its own
+    ("grpc.enable_retries", 0),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.max_receive_message_length", 1 << 20),
+)
+_ENCODINGS = tuple(int(encoding) for encoding in Encoding)
+_LEAST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.2, 5.0
+_STALL_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A device was told of a version, or runs it.
+
+    Attributes:
+        kind: "told" or "current".
+        version: Of the target.
+        manifest_digest: Of its manifest, hex.
+        at_seconds: By the monotonic clock of the machine.
+    """
+
+    kind: str
+    version: int
+    manifest_digest: str
+    at_seconds: float
+
+
+@dataclass(slots=True)
+class SwarmCounts:
+    """What the devices of one process have counted.
+
+    Attributes:
+        received_bytes: Data of payloads that came.
+        refetched_bytes: Those of them that had come before.
+        refetched_blobs: Blobs of which at least a byte came again.
+        verified_blobs: Contents that were decoded and had the right digest.
+        errors: What went wrong and was tried again, by kind.
+    """
+
+    received_bytes: int = 0
+    refetched_bytes: int = 0
+    refetched_blobs: int = 0
+    verified_blobs: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+
+
+class Contents:
+    """Verified contents by digest, one copy for all devices of a process."""
+
+    def __init__(self) -> None:
+        self._contents: dict[str, bytes] = {}
+        self._manifests: dict[str, Manifest] = {}
+
+    def keep(self, digest: str, content: bytes) -> None:
+        """Keep what a device has verified."""
+        self._contents.setdefault(digest, content)
+
+    def read(self, digest: str) -> bytes:
+        """Return a content that a device holds."""
+        return self._contents[digest]
+
+    def manifest(self, digest: str) -> Manifest:
+        """Return a manifest that a device holds.
+
+        Raises:
+            MalformedError: If the content is none.
+        """
+        if digest not in self._manifests:
+            self._manifests[digest] = Manifest.from_bytes(self._contents[digest])
+        return self._manifests[digest]
+
+
+@dataclass(frozen=True, slots=True)
+class SwarmTarget:
+    """What all devices of a swarm run.
+
+    Attributes:
+        model_digest: Of the model, hex.
+        device_class: Name of the class.
+        is_at_once: Whether devices fetch at once, and not when the server asks them to.
+    """
+
+    model_digest: str
+    device_class: str
+    is_at_once: bool
+
+
+@dataclass(slots=True)
+class _Partial:
+    """What came of one payload."""
+
+    head: pb.BlobPayload
+    data: bytearray
+
+
+class _WatchEndedError(QuantFleetError):
+    """The server ended a watch in good order."""
+
+
+class SwarmDevice:
+    """One device; `run` is its life.
+
+    Attributes:
+        name: It calls itself so.
+        manifest_digest: Of what it runs; empty before the first.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        address: str,
+        target: SwarmTarget,
+        *,
+        contents: Contents,
+        counts: SwarmCounts,
+        on_event: Callable[[Told], None],
+        rng: random.Random,
+    ) -> None:
+        """Make a device that holds nothing."""
+        self.name, self.manifest_digest = name, ""
+        self._address, self._target, self._contents, self._counts = address, target, contents, counts
+        self._on_event, self._rng = on_event, rng
+        self._version = 0
+        self._said: set[tuple[str, int]] = set()
+        self._held: set[str] = set()
+        self._partial: dict[str, _Partial] = {}
+        self._came: Counter[str] = Counter()  # bytes of each blob, until it is complete
+        self._wanted: pb.TargetChanged | None = None
+        self._changed = asyncio.Event()
+        self._wait_seconds = _LEAST_WAIT_SECONDS
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it holds everything that what it runs names."""
+        if not self.manifest_digest:
+            return False
+        return self._contents.manifest(self.manifest_digest).blobs.keys() <= self._held
+
+    async def run(self) -> None:
+        """Connect, watch and fetch, again and again, until cancelled."""
+        while True:
+            wait = self._wait_seconds * self._rng.uniform(0.5, 1.0)
+            self._wait_seconds = min(2 * self._wait_seconds, _LONGEST_WAIT_SECONDS)
+            try:
+                async with aio.insecure_channel(self._address, options=_OPTIONS) as channel:
+                    await self._connected(UpdateServiceStub(channel))
+            except* _WatchEndedError:
+                wait = self._wanted.retry_after_seconds if self._wanted else wait
+            except* aio.AioRpcError as group:
+                for error in _leaves(group):
+                    self._counts.errors[error.code().name.lower()] += 1
+                    wait = max(wait, _pushback_seconds(error))
+            except* (QuantFleetError, TimeoutError) as group:
+                for error in _leaves(group):
+                    self._counts.errors[_kind(error)] += 1
+            await asyncio.sleep(wait)
+
+    async def _connected(self, stub: Any) -> None:  # noqa: ANN401 - a stub has no type
+        """Watch and fetch over one connection, until one of the two fails."""
+        self._changed.clear()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch(stub))
+            tasks.create_task(self._follow(stub))
+
+    async def _watch(self, stub: Any) -> None:  # noqa: ANN401
+        request = pb.WatchRequest(
+            device_class=self._target.device_class,
+            model_digest=bytes.fromhex(self._target.model_digest),
+            version=self._version,
+            manifest_digest=bytes.fromhex(self.manifest_digest),
+        )
+        async for message in stub.Watch(request, metadata=((_DEVICE_KEY, self.name),)):
+            self._say("told", message)
+            self._wanted = message
+            self._changed.set()
+        raise _WatchEndedError("the server ended the watch")
+
+    async def _follow(self, stub: Any) -> None:  # noqa: ANN401
+        """Bring the device to whatever target it was told last."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            wanted = self._wanted
+            if wanted is None:
+                continue
+            if wanted.manifest_digest.hex() != self.manifest_digest:
+                if not self._target.is_at_once:
+                    await asyncio.sleep(wanted.fetch_after_seconds)
+                await self._fetch(stub, wanted.manifest_digest.hex())
+            self._version = wanted.version
+            self._wait_seconds = _LEAST_WAIT_SECONDS
+            self._say("current", wanted)
+
+    async def _fetch(self, stub: Any, manifest_digest: str) -> None:  # noqa: ANN401
+        """Fetch and verify an artifact, and run it."""
+        call = stub.FetchBlobs(metadata=((_DEVICE_KEY, self.name),))
+        try:
+            opening = pb.FetchOpening(
+                device_class=self._target.device_class,
+                model_digest=bytes.fromhex(self._target.model_digest),
+                held_digests=[bytes.fromhex(digest) for digest in self._held],
+                accepted_encodings=_ENCODINGS,
+            )
+            await call.write(pb.FetchBlobsRequest(opening=opening))
+            await self._want(call, [manifest_digest])
+            blobs = self._contents.manifest(manifest_digest).blobs
+            await self._want(call, sorted(blobs.keys() - self._held))
+            await call.done_writing()
+        except asyncio.InvalidStateError:  # the server has ended the call: reading says why
+            await call.read()
+            raise MalformedError("the server ended a stream of blobs early") from None
+        finally:
+            call.cancel()
+        self.manifest_digest = manifest_digest
+        self._held = {manifest_digest, *blobs}
+        self._partial.clear()
+
+    async def _want(self, call: Any, digests: list[str]) -> None:  # noqa: ANN401
+        """Ask for blobs that are not held, all at once, and take the answers one after another."""
+        wants = [digest for digest in digests if digest not in self._held]
+        for digest in wants:
+            partial = self._partial.get(digest)
+            wanted = pb.BlobWanted(digest=bytes.fromhex(digest))
+            if partial is not None:
+                wanted.offset_bytes = len(partial.data)
+                wanted.payload_digest = partial.head.payload_digest
+            await call.write(pb.FetchBlobsRequest(wanted=wanted))
+        pieces = self._pieces(call)
+        for digest in wants:
+            self._take(digest, await self._payload(pieces, digest))
+
+    async def _pieces(self, call: Any) -> AsyncIterator[pb.BlobChunk]:  # noqa: ANN401
+        while True:
+            async with asyncio.timeout(_STALL_SECONDS):
+                piece = await call.read()
+            if piece is aio.EOF:
+                raise MalformedError("the stream of blobs ended too early")
+            yield piece
+
+    async def _payload(self, pieces: AsyncIterator[pb.BlobChunk], digest: str) -> _Partial:
+        """Return a complete payload; what came of it is kept when it fails."""
+        piece = await anext(pieces)
+        if piece.payload.digest.hex() != digest:
+            raise MalformedError(f"an answer came for something else than blob {digest[:12]}")
+        partial = self._partial.get(digest)
+        if partial is None or not piece.offset_bytes:
+            partial = self._partial[digest] = _Partial(piece.payload, bytearray())
+        while True:
+            if piece.offset_bytes != len(partial.data):
+                del self._partial[digest]
+                raise MalformedError(f"data for blob {digest[:12]} that does not fit")
+            partial.data += piece.data
+            self._came[digest] += len(piece.data)
+            self._counts.received_bytes += len(piece.data)
+            if len(partial.data) >= partial.head.total_bytes:
+                return partial
+            piece = await anext(pieces)
+
+    def _take(self, digest: str, partial: _Partial) -> None:
+        """Verify a content and hold it."""
+        del self._partial[digest]
+        data, head = bytes(partial.data), partial.head
+        if content_digest(data) != head.payload_digest.hex():
+            raise DigestMismatchError(f"what came of blob {digest[:12]} is damaged")
+        if head.encoding == pb.BLOB_ENCODING_FULL:
+            content = decode_blob_content(data, digest)
+        elif head.base_digest.hex() in self._held:
+            content = apply_delta(data, self._contents.read(head.base_digest.hex()), digest)
+        else:
+            raise MalformedError(f"a difference to {head.base_digest.hex()[:12]} came, which is not held")
+        self._contents.keep(digest, content)
+        self._held.add(digest)
+        again = self._came.pop(digest) - len(data)
+        self._counts.verified_blobs += 1
+        self._counts.refetched_bytes += max(again, 0)
+        self._counts.refetched_blobs += again > 0
+
+    def _say(self, kind: str, message: pb.TargetChanged) -> None:
+        """Say once of each version that the device was told of it, and that it runs it."""
+        if (kind, message.version) in self._said:
+            return
+        self._said.add((kind, message.version))
+        self._on_event(Told(kind, message.version, message.manifest_digest.hex(), time.monotonic()))
+
+
+def _leaves(group: BaseExceptionGroup[Any]) -> list[Any]:
+    """Return the errors of a group that are none themselves."""
+    found: list[Any] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
+
+
+def _kind(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return "stalled"
+    return "damaged" if isinstance(error, DigestMismatchError) else "malformed"
+
+
+def _pushback_seconds(error: aio.AioRpcError) -> float:
+    """Return how long a server that refused asks to wait; 0 if it does not say."""
+    for key, value in error.trailing_metadata() or ():
+        if key == _PUSHBACK_KEY:
+            with contextlib.suppress(ValueError):
+                return float(value) / 1000
+    return 0.0
