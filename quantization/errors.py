@@ -31,7 +31,14 @@ class MalformedError(QuantFleetError):
 
 
 class UnreachableError(QuantFleetError):
-    """A service that cannot be reached, or a stream of it that broke; it can be tried again."""
+    """A service that cannot be reached, or a stream of it that broke; it can be tried again.
+
+    `retry_after_seconds` is how long the service asks to wait before that; 0 where it did not say.
+    """
+
+    def __init__(self, message: str = "", retry_after_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class RoundFailedError(QuantFleetError):
@@ -52,6 +59,14 @@ class OverloadedError(QuantFleetError):
     def __init__(self, message: str, retry_after_seconds: float) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+
+
+class UnauthenticatedError(QuantFleetError):
+    """A caller that cannot show who it is: no certificate, a revoked or expired one, a token that is not good."""
+
+
+class ForbiddenError(QuantFleetError):
+    """A caller that is known, and may not do what it asks."""
 
 
 class UpdateRejectedError(QuantFleetError):

@@ -12,14 +12,19 @@ from typing import Any
 
 import grpc
 from grpc import aio
+from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from quantization.errors import (
     ConfigurationError,
     DigestMismatchError,
+    ForbiddenError,
+    IllegalTransitionError,
     MalformedError,
     NotFoundError,
     OverloadedError,
     QuantFleetError,
+    UnauthenticatedError,
 )
 from server.update_settings import UpdateSettings
 
@@ -29,6 +34,8 @@ PUSHBACK_KEY = "grpc-retry-pushback-ms"
 """Trailing metadata that says how long to wait, in milliseconds."""
 
 _MAX_NAME_LENGTH = 256
+_DATABASE_AWAY = (DBAPIError, DisconnectionError, PoolTimeoutError)
+_DATABASE_RETRY_SECONDS = 2.0
 
 Context = aio.ServicerContext[Any, Any]
 Identify = Callable[[Context], str]
@@ -36,7 +43,10 @@ Identify = Callable[[Context], str]
 
 _STATUS: dict[type[QuantFleetError], grpc.StatusCode] = {
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    ForbiddenError: grpc.StatusCode.PERMISSION_DENIED,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
+    IllegalTransitionError: grpc.StatusCode.FAILED_PRECONDITION,
     MalformedError: grpc.StatusCode.INVALID_ARGUMENT,
     ConfigurationError: grpc.StatusCode.INVALID_ARGUMENT,
     DigestMismatchError: grpc.StatusCode.DATA_LOSS,
@@ -72,6 +82,13 @@ async def refusals(context: Context) -> AsyncIterator[None]:
             trailing = ((PUSHBACK_KEY, str(round(1000 * error.retry_after_seconds))),)
         status = next(code for kind, code in _STATUS.items() if isinstance(error, kind))
         await context.abort(status, str(error), trailing_metadata=trailing)
+    except _DATABASE_AWAY:
+        seconds = _DATABASE_RETRY_SECONDS * random.uniform(1.0, 4.0)  # noqa: S311 - it spreads load
+        await context.abort(
+            grpc.StatusCode.UNAVAILABLE,
+            "the server's database cannot be reached now",
+            trailing_metadata=((PUSHBACK_KEY, str(round(1000 * seconds))),),
+        )
     except TimeoutError:
         await context.abort(
             grpc.StatusCode.DEADLINE_EXCEEDED, "the device neither read nor asked for too long"
