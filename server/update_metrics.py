@@ -15,7 +15,7 @@ class UpdateMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         labels = ("device_class", "encoding")
         self.watchers = Gauge(
-            "quantfleet_watchers", "Devices that watch this server process.", registry=registry
+            "quantfleet_update_watchers", "Devices that watch this server process.", registry=registry
         )
         self.sent_bytes = Counter(
             "quantfleet_update_sent_bytes", "Bytes of blobs sent to devices.", labels, registry=registry

@@ -147,7 +147,7 @@ def test_the_registry_is_asked_once_a_poll_for_all_watchers(tmp_path: Path) -> N
         told = await asyncio.gather(*(call.read() for call in calls))
         assert {message.version for message in told} == {2}
         assert run.shelf.loads - before <= 10
-        assert run.metrics.get_sample_value("quantfleet_watchers") == 50
+        assert run.metrics.get_sample_value("quantfleet_update_watchers") == 50
 
     serve(tmp_path, body)
 
@@ -194,7 +194,7 @@ def test_a_watcher_that_is_gone_is_forgotten(tmp_path: Path) -> None:
         call = run.stub().Watch(pb.WatchRequest(**run.request()))
         await call.read()
         call.cancel()
-        while run.metrics.get_sample_value("quantfleet_watchers"):
+        while run.metrics.get_sample_value("quantfleet_update_watchers"):
             await asyncio.sleep(0.01)
 
     serve(tmp_path, body)
