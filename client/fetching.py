@@ -5,6 +5,7 @@
 3. Answers must be to the wants, in their order.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping
 
 from client.partial import PartialBlobs
@@ -44,7 +45,7 @@ def fetch_blobs(
     wants = [partial.want(digest) for digest in sorted(sizes_bytes) if not state.has_blob(digest)]
     if not wants:
         return 0
-    came, pieces = 0, transport.fetch(wants, state.digests())
+    came, pieces = 0, transport.fetch(wants, state.digests(), _complete_manifests(state))
     for want in wants:
         first = _next(pieces)
         payload = _checked(first, want.digest, sizes_bytes[want.digest])
@@ -59,6 +60,18 @@ def fetch_blobs(
             raise
         partial.remove(want.digest)
     return came
+
+
+def _complete_manifests(state: StateFolder) -> dict[str, frozenset[str]]:
+    """Return the manifests that the slots name and of which everything is held, with the blobs that they name."""
+    complete = {}
+    with contextlib.suppress(MalformedError):  # of the slots: then nothing is complete
+        for target in state.slots().targets:
+            with contextlib.suppress(MalformedError, NotFoundError, DigestMismatchError):
+                manifest = state.read_manifest(target)
+                if manifest is not None and not state.missing_blobs(manifest):
+                    complete[target.manifest_digest] = frozenset(manifest.blobs)
+    return complete
 
 
 def _checked(piece: Piece, digest: str, size_bytes: int) -> Payload:

@@ -1,13 +1,16 @@
 """What an updater needs of whatever brings updates: the words of `protos/quantfleet/v1/update.proto`, without gRPC."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 from client.slots import Target
 from quantization.blob import HEADER_BYTES, check_digest
 from quantization.delta import Encoding
 from quantization.errors import MalformedError
+
+NOTHING_COMPLETE: Mapping[str, Collection[str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +101,18 @@ class Transport(Protocol):
         """
         ...
 
-    def fetch(self, wants: Sequence[Want], held: Collection[str]) -> Iterator[Piece]:
+    def fetch(
+        self,
+        wants: Sequence[Want],
+        held: Collection[str],
+        complete: Mapping[str, Collection[str]] = NOTHING_COMPLETE,
+    ) -> Iterator[Piece]:
         """Yield the answers to the wants, in their order, each whole before the next.
 
         Args:
             wants: What is asked for.
             held: Digests of contents that differences may refer to.
+            complete: By the digest of a manifest that is held, what it names, where all of that is held too: one
+                digest then says all of it.
         """
         ...

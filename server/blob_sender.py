@@ -24,6 +24,7 @@ class Opening:
         device_class: Name of its class.
         model_digest: Of the model that it runs, 64 hex digits.
         held: Digests of contents that it holds.
+        held_manifests: Digests of manifests of which it holds everything.
         accepted: Encodings that it decodes.
     """
 
@@ -31,6 +32,7 @@ class Opening:
     model_digest: str
     held: frozenset[str]
     accepted: frozenset[Encoding]
+    held_manifests: frozenset[str] = frozenset()
 
     @classmethod
     def from_proto(cls, message: pb.FetchBlobsRequest) -> "Opening":
@@ -42,14 +44,16 @@ class Opening:
         if message.WhichOneof("step") != "opening":
             raise MalformedError("a stream of blobs starts with its opening")
         opening = message.opening
-        if len(opening.held_digests) > MAX_HELD:
-            raise MalformedError(f"{len(opening.held_digests)} digests are held; at most {MAX_HELD} are read")
+        for digests in (opening.held_digests, opening.held_manifest_digests):
+            if len(digests) > MAX_HELD:
+                raise MalformedError(f"{len(digests)} digests are held; at most {MAX_HELD} are read")
         known = {int(encoding) for encoding in Encoding}
         return cls(
             device_class=opening.device_class,
             model_digest=check_digest(opening.model_digest.hex()),
             held=frozenset(check_digest(digest.hex()) for digest in opening.held_digests),
             accepted=frozenset(Encoding(number) for number in opening.accepted_encodings if number in known),
+            held_manifests=frozenset(check_digest(digest.hex()) for digest in opening.held_manifest_digests),
         )
 
 
@@ -93,7 +97,7 @@ class BlobSender:
             self._contents = await self._reload()  # another server process may know of a newer target
         if digest not in self._contents:
             raise NotFoundError(f"no target of '{self._opening.device_class}' names blob {digest}")
-        base = self._contents.base_for(digest, self._opening.held)
+        base = self._contents.base_for(digest, self._opening.held, self._opening.held_manifests)
         if base is None or not self._opening.accepted - {Encoding.FULL}:
             return await self._full(digest)
         return await self._smallest(digest, base)

@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 
 from quantization.blob import decode_blob_content
 from quantization.manifest import Manifest, Stage
@@ -22,21 +23,32 @@ class ServedContents:
         """Index manifests, newest first, each with its digest."""
         self._versions: dict[str, list[str]] = {}
         self._slots: dict[str, list[str]] = {}
+        self._manifests: dict[str, set[str]] = {}  # by content, those that name it
         for digest, manifest in manifests:
-            self._add("manifest", digest)
+            self._add("manifest", digest, digest)
             for stage in manifest.stages:
                 for slot, content in _contents(stage):
-                    self._add(slot, content)
+                    self._add(slot, content, digest)
 
     def __contains__(self, digest: object) -> bool:
         return digest in self._slots
 
-    def base_for(self, digest: str, held: Collection[str]) -> str | None:
-        """Return the newest other version of a content among those held; None if there is none."""
-        others = (other for slot in self._slots.get(digest, ()) for other in self._versions[slot])
-        return next((other for other in others if other != digest and other in held), None)
+    def base_for(
+        self, digest: str, held: Collection[str], held_manifests: AbstractSet[str] = frozenset()
+    ) -> str | None:
+        """Return the newest other version of a content among those held; None if there is none.
 
-    def _add(self, slot: str, digest: str) -> None:
+        Args:
+            digest: Of the content.
+            held: Contents that are held.
+            held_manifests: Manifests of which everything is held.
+        """
+        others = (other for slot in self._slots.get(digest, ()) for other in self._versions[slot])
+        usable = (o for o in others if o in held or not held_manifests.isdisjoint(self._manifests[o]))
+        return next((other for other in usable if other != digest), None)
+
+    def _add(self, slot: str, digest: str, manifest: str) -> None:
+        self._manifests.setdefault(digest, set()).add(manifest)
         versions, slots = self._versions.setdefault(slot, []), self._slots.setdefault(digest, [])
         if digest not in versions:
             versions.append(digest)

@@ -1,4 +1,4 @@
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,8 +141,10 @@ class Answers:
     def __init__(self, *pieces: Piece) -> None:
         self.pieces = pieces
 
-    def fetch(self, wants: Sequence[Want], held: Collection[str]) -> Iterator[Piece]:
-        assert (len(wants), len(held)) == (1, 0)
+    def fetch(
+        self, wants: Sequence[Want], held: Collection[str], complete: Mapping[str, Collection[str]]
+    ) -> Iterator[Piece]:
+        assert (len(wants), len(held), len(complete)) == (1, 0, 0)
         return iter(self.pieces)
 
     def check(self, *_: object) -> None:

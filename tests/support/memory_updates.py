@@ -1,10 +1,10 @@
 """An update service in memory: what `client.transport.Transport` asks for, with networks that fail on demand."""
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from client.slots import Target
-from client.transport import Offer, Payload, Piece, Want
+from client.transport import NOTHING_COMPLETE, Offer, Payload, Piece, Want
 from quantization.artifact import Artifact
 from quantization.blob import decode_blob_content, encode_blob
 from quantization.delta import Encoding, choose_delta, make_deltas
@@ -51,7 +51,12 @@ class MemoryUpdates:
         self.checks.append((device_class, model_digest, serving))
         return None if self.target is None else Offer(self.target, retry_after_seconds=30.0)
 
-    def fetch(self, wants: Sequence[Want], held: Collection[str]) -> Iterator[Piece]:
+    def fetch(
+        self,
+        wants: Sequence[Want],
+        held: Collection[str],
+        complete: Mapping[str, Collection[str]] = NOTHING_COMPLETE,  # noqa: ARG002 - `held` says it too
+    ) -> Iterator[Piece]:
         for want in wants:
             self._reach()
             yield from self._answer(want, held)

@@ -1,0 +1,120 @@
+"""The stream of blobs, as gRPC carries it: what a device asks, and the pieces of the answers."""
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from client.grpc_channel import CHUNK_BYTES
+from client.grpc_errors import as_error
+from client.transport import Payload, Piece, Want
+from client.watchdog import Watchdog
+from protos.quantfleet.v1 import update_pb2 as pb
+from quantization.delta import Encoding
+from quantization.errors import MalformedError, UnreachableError
+
+MAX_HELD = 4096
+"""Most digests that a service reads in an opening."""
+
+_PROGRESS_BYTES = 4 << 10
+_KNOWN = frozenset(int(encoding) for encoding in Encoding)
+
+CheckSize = Callable[[str, int], None]
+"""From the name of a blob and the size of what is offered for it; raises where that is too large."""
+
+
+def fetch_requests(
+    device_class: str,
+    model_digest: str,
+    wants: Sequence[Want],
+    held: Collection[str],
+    complete: Mapping[str, Collection[str]],
+) -> list[pb.FetchBlobsRequest]:
+    """Return what a device sends: its opening, then its wants.
+
+    Args:
+        device_class: Name of the device's class.
+        model_digest: SHA-256 of the model that it runs.
+        wants: What it asks for.
+        held: Digests of contents that differences may refer to.
+        complete: Manifests of which it holds everything, by digest, with the digests that they name.
+    """
+    said = frozenset(complete).union(*complete.values()) if complete else frozenset()
+    others = sorted(digest for digest in held if digest not in said)[:MAX_HELD]
+    opening = pb.FetchOpening(
+        device_class=device_class,
+        model_digest=bytes.fromhex(model_digest),
+        held_digests=[bytes.fromhex(digest) for digest in others],
+        accepted_encodings=[pb.BlobEncoding.Name(number) for number in sorted(_KNOWN)],
+        held_manifest_digests=[bytes.fromhex(digest) for digest in sorted(complete)],
+    )
+    asked = (
+        pb.BlobWanted(
+            digest=bytes.fromhex(want.digest),
+            offset_bytes=want.offset_bytes,
+            payload_digest=bytes.fromhex(want.payload_digest),
+        )
+        for want in wants
+    )
+    return [pb.FetchBlobsRequest(opening=opening), *(pb.FetchBlobsRequest(wanted=want) for want in asked)]
+
+
+def blob_pieces(call: Any, stall_seconds: float, check_size: CheckSize | None) -> Iterator[Piece]:  # noqa: ANN401
+    """Yield the pieces of a stream of `BlobChunk`, serialised; the stream ends when nobody wants more.
+
+    Args:
+        call: The stream, in gRPC's own form.
+        stall_seconds: Longest wait for the next 4 KiB.
+        check_size: Refuses payloads that are too large.
+    """
+    waited, unproven = 0.0, 0
+    try:
+        with Watchdog(call.cancel) as dog:
+            while True:
+                began = time.monotonic()
+                dog.arm(max(stall_seconds - waited, 1e-3))
+                try:
+                    data = next(call)
+                except StopIteration:
+                    return
+                except grpc.RpcError as error:
+                    if dog.has_bitten:
+                        raise UnreachableError(
+                            f"less than {_PROGRESS_BYTES} bytes of blobs came in {stall_seconds} s"
+                        ) from error
+                    raise as_error(error, "fetch") from error
+                dog.disarm()
+                piece = _piece(data)
+                if piece.payload is not None and check_size is not None:
+                    check_size(piece.payload.digest, piece.payload.total_bytes)
+                waited, unproven = waited + time.monotonic() - began, unproven + len(data)
+                if unproven >= _PROGRESS_BYTES or piece.payload is not None:
+                    waited, unproven = 0.0, 0
+                yield piece
+    finally:
+        call.cancel()
+
+
+def _piece(data: bytes) -> Piece:
+    try:
+        chunk = pb.BlobChunk.FromString(data)
+    except DecodeError as error:
+        raise MalformedError(f"an answer is not a BlobChunk: {error}") from error
+    if len(chunk.data) > CHUNK_BYTES:
+        raise MalformedError(f"a chunk of {len(chunk.data)} bytes; at most {CHUNK_BYTES} are read")
+    payload = _payload(chunk.payload) if chunk.HasField("payload") else None
+    return Piece(payload, chunk.offset_bytes, chunk.data)
+
+
+def _payload(head: pb.BlobPayload) -> Payload:
+    if head.encoding not in _KNOWN:
+        raise MalformedError(f"blob of encoding {head.encoding}; update this software to read it")
+    return Payload(
+        digest=head.digest.hex(),
+        encoding=Encoding(head.encoding),
+        base_digest=head.base_digest.hex(),
+        total_bytes=head.total_bytes,
+        payload_digest=head.payload_digest.hex(),
+    )
