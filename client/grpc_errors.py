@@ -7,7 +7,14 @@ from typing import Any
 
 import grpc
 
-from quantization.errors import MalformedError, NotFoundError, QuantFleetError, UnreachableError
+from quantization.errors import (
+    ForbiddenError,
+    MalformedError,
+    NotFoundError,
+    QuantFleetError,
+    UnauthenticatedError,
+    UnreachableError,
+)
 
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 """Trailing metadata that says how long to wait, in milliseconds."""
@@ -16,12 +23,15 @@ MOST_SECONDS = 86_400.0
 """Longest wait that a service may ask for; what asks for more must not silence a device for good."""
 
 _MAX_DETAILS = 300
-_REFUSED = (
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.OUT_OF_RANGE,
-    grpc.StatusCode.FAILED_PRECONDITION,
-    grpc.StatusCode.UNIMPLEMENTED,
-)
+_ERRORS: dict[grpc.StatusCode, type[QuantFleetError]] = {
+    grpc.StatusCode.NOT_FOUND: NotFoundError,
+    grpc.StatusCode.INVALID_ARGUMENT: MalformedError,
+    grpc.StatusCode.OUT_OF_RANGE: MalformedError,
+    grpc.StatusCode.FAILED_PRECONDITION: MalformedError,
+    grpc.StatusCode.UNIMPLEMENTED: MalformedError,
+    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
+    grpc.StatusCode.PERMISSION_DENIED: ForbiddenError,
+}
 
 
 @contextlib.contextmanager
@@ -34,6 +44,8 @@ def converted(what: str) -> Iterator[None]:
     Raises:
         NotFoundError: The service has nothing of the kind.
         MalformedError: The service refuses the request, or sent a message that is too large.
+        UnauthenticatedError: The service does not know this device.
+        ForbiddenError: This device may not do that.
         UnreachableError: Anything else, which may be better the next time.
     """
     try:
@@ -49,9 +61,9 @@ def as_error(error: grpc.RpcError, what: str) -> QuantFleetError:
     code = call.code() if is_call else None
     details = str(call.details() if is_call else call)[:_MAX_DETAILS]
     message = f"{what}: {details} ({code.name if code else 'no status'})"
-    if code is grpc.StatusCode.NOT_FOUND:
-        return NotFoundError(message)
-    if code in _REFUSED or _is_too_large(code, details):
+    if code in _ERRORS:
+        return _ERRORS[code](message)
+    if _is_too_large(code, details):
         return MalformedError(message)
     return UnreachableError(message, _pushback_seconds(call.trailing_metadata() if is_call else None))
 

@@ -14,37 +14,39 @@ Any threads may call the methods of one transport, but a device has one updater.
 that forks must open its transports afterwards, or use `spawn`.
 """
 
-import itertools
 import random
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from client.grpc_blobs import blob_pieces, fetch_requests
 from client.grpc_channel import GrpcSettings, call_metadata, open_channel
 from client.grpc_errors import converted, seconds_within
 from client.signed_offers import SignedOffers, Trust
-from client.slots import MAX_VERSION, Target
+from client.slots import Target
 from client.transport import NOTHING_COMPLETE, Offer, Piece, Want
+from client.update_messages import (
+    Announcements,
+    metadata_chunks,
+    offer_of,
+    parsed,
+    question,
+    report_batches,
+    serialized,
+)
 from client.watching import Watch
 from protos.quantfleet.v1 import telemetry_pb2, update_pb2
-from quantization.blob import check_digest
-from quantization.errors import ConfigurationError, MalformedError, NotFoundError, UnreachableError
+from quantization.errors import ConfigurationError, NotFoundError, UnreachableError
 from quantization.target_name import TargetName
-
-MAX_REPORTS = 256
-"""Most reports in one request."""
-MAX_REQUEST_BYTES = 192 << 10
-"""Largest request with reports; the service reads up to 256 KiB."""
 
 _UPDATES = "/quantfleet.v1.UpdateService/"
 _REPORT = "/quantfleet.v1.TelemetryService/Report"
-_METADATA_BYTES = {"root": 512_000, "timestamp": 16_384, "snapshot": 2_000_000, "targets": 5_000_000}
 
 _Message = TypeVar("_Message", bound=Message)
 
@@ -52,9 +54,8 @@ _Message = TypeVar("_Message", bound=Message)
 class Credentials(Protocol):
     """What a device shows and trusts; see `client.credentials.ClientCredentials`."""
 
-    @property
-    def channel(self) -> grpc.ChannelCredentials:
-        """The credentials of its connections."""
+    def channel_credentials(self) -> grpc.ChannelCredentials:
+        """Return those of its connections."""
         ...
 
 
@@ -98,6 +99,7 @@ class GrpcTransport:
         self._rng = rng or random.Random()  # noqa: S311 - it spreads load, it guards nothing
         self._lock = threading.Lock()
         self._watches: set[Watch] = set()
+        self._is_closed = False
         self._offers = None
         if trust is not None:
             self._offers = SignedOffers(
@@ -140,7 +142,9 @@ class GrpcTransport:
             )
         settings = settings or GrpcSettings()
         metadata = call_metadata(device, is_insecure=credentials is None)
-        channel = open_channel(address, None if credentials is None else credentials.channel, settings)
+        channel = open_channel(
+            address, None if credentials is None else credentials.channel_credentials(), settings
+        )
         return cls(channel, metadata=metadata, trust=trust, settings=settings, **keywords)
 
     def __enter__(self) -> Self:
@@ -154,6 +158,7 @@ class GrpcTransport:
     def close(self) -> None:
         """End all watches and calls, and the connection; any thread may call it."""
         with self._lock:
+            self._is_closed = True
             watches = list(self._watches)
         for watch in watches:
             watch.cancel()
@@ -174,12 +179,12 @@ class GrpcTransport:
             MalformedError: The service does not understand the question, or does not answer it.
         """
         self._asked = (device_class, model_digest)
-        request = update_pb2.CheckRequest(**_question(device_class, model_digest, serving))
+        request = update_pb2.CheckRequest(**question(device_class, model_digest, serving))
         try:
             answer = self._ask(_UPDATES + "Check", request, update_pb2.CheckResponse)
         except NotFoundError:
             return None
-        offer = _offer(answer)
+        offer = offer_of(answer)
         if self._offers is not None:
             name = TargetName(model_digest, device_class, offer.target.version)
             least = max(serving.version if serving else 0, self._least_version())
@@ -204,9 +209,10 @@ class GrpcTransport:
         if not device_class or not model_digest:
             raise UnreachableError("nothing can be fetched before the service was asked for a target")
         requests = fetch_requests(device_class, model_digest, wants, held, complete)
-        call: Any = self._channel.stream_stream(_UPDATES + "FetchBlobs", _serialized)(
-            iter(requests), metadata=self._metadata
-        )
+        with self._calling():
+            call: Any = self._channel.stream_stream(_UPDATES + "FetchBlobs", serialized)(
+                iter(requests), metadata=self._metadata
+            )
         check_size = None if self._offers is None else self._offers.check_size
         return blob_pieces(call, self._settings.stall_seconds, check_size)
 
@@ -222,25 +228,12 @@ class GrpcTransport:
             UnreachableError: The service cannot be reached, or the file takes too long.
             MalformedError: What comes is larger than files of the role are, or not a file.
         """
-        limit = _METADATA_BYTES.get(role, 0)
         request = update_pb2.FetchMetadataRequest(role=role, version=version)
-        call: Any = self._channel.unary_stream(_UPDATES + "FetchMetadata", _serialized)(
-            request, timeout=self._settings.call_seconds, metadata=self._metadata
-        )
-        what, came = f"metadata {role} {version or ''}".strip(), 0
-        try:
-            for number in itertools.count():
-                with converted(what):
-                    data = next(call, None)
-                if data is None:
-                    return
-                chunk = _parsed(update_pb2.MetadataChunk, data)
-                came += len(chunk.data)
-                if max(came, chunk.total_bytes) > limit or (number and not chunk.data):
-                    raise MalformedError(f"{what} is not a file of at most {limit} bytes")
-                yield chunk.data
-        finally:
-            call.cancel()
+        with self._calling():
+            call: Any = self._channel.unary_stream(_UPDATES + "FetchMetadata", serialized)(
+                request, timeout=self._settings.call_seconds, metadata=self._metadata
+            )
+        return metadata_chunks(call, role)
 
     def watch(
         self, device_class: str, model_digest: str, serving: Callable[[], Target | None] = lambda: None
@@ -255,11 +248,14 @@ class GrpcTransport:
             serving: Returns what it runs when it connects.
         """
 
-        def open_call() -> _WatchCall:
-            request = update_pb2.WatchRequest(**_question(device_class, model_digest, serving()))
-            return _WatchCall(
-                self._channel.unary_stream(_UPDATES + "Watch", _serialized)(request, metadata=self._metadata)
-            )
+        def open_call() -> Announcements:
+            request = update_pb2.WatchRequest(**question(device_class, model_digest, serving()))
+            with self._calling():
+                return Announcements(
+                    self._channel.unary_stream(_UPDATES + "Watch", serialized)(
+                        request, metadata=self._metadata
+                    )
+                )
 
         def forget() -> None:
             with self._lock:
@@ -268,6 +264,8 @@ class GrpcTransport:
         watch = Watch(open_call, self._settings, rng=self._rng, on_end=forget)
         with self._lock:
             self._watches.add(watch)
+        if self._is_closed:
+            watch.cancel()
         return watch
 
     def report(self, reports: Sequence[telemetry_pb2.TelemetryReport]) -> Reported:
@@ -281,7 +279,7 @@ class GrpcTransport:
             MalformedError: The service refuses a report.
         """
         reported = Reported(0, 0.0)
-        for batch in _batches(reports):
+        for batch in report_batches(reports):
             request = telemetry_pb2.ReportRequest(reports=batch)
             answer = self._ask(_REPORT, request, telemetry_pb2.ReportResponse)
             reported = Reported(answer.stored_sequence, seconds_within(answer.retry_after_seconds))
@@ -289,72 +287,18 @@ class GrpcTransport:
 
     def _ask(self, method: str, request: Message, kind: type[_Message]) -> _Message:
         """Return the answer to one question."""
-        with converted(method.rpartition("/")[2]):
-            data: bytes = self._channel.unary_unary(method, _serialized)(
+        with self._calling(), converted(method.rpartition("/")[2]):
+            data: bytes = self._channel.unary_unary(method, serialized)(
                 request, timeout=self._settings.call_seconds, metadata=self._metadata
             )
-        return _parsed(kind, data)
+        return parsed(kind, data)
 
-
-class _WatchCall:
-    """A stream of `TargetChanged`."""
-
-    def __init__(self, call: Any) -> None:  # noqa: ANN401 - a call of gRPC has no public type
-        self._call = call
-
-    def __next__(self) -> tuple[Offer, float]:
-        message = _parsed(update_pb2.TargetChanged, next(self._call))
-        return _offer(message), message.silent_after_seconds
-
-    def cancel(self) -> object:
-        return self._call.cancel()
-
-
-def _question(device_class: str, model_digest: str, serving: Target | None) -> dict[str, Any]:
-    """Return the fields in which a device says what it is and what it runs."""
-    return {
-        "device_class": device_class,
-        "model_digest": bytes.fromhex(check_digest(model_digest)),
-        "version": serving.version if serving else 0,
-        "manifest_digest": bytes.fromhex(serving.manifest_digest) if serving else b"",
-    }
-
-
-def _offer(message: update_pb2.CheckResponse | update_pb2.TargetChanged) -> Offer:
-    """Return what the service offers, within what targets and times can be."""
-    if not 1 <= message.version <= MAX_VERSION:
-        raise MalformedError(f"target version {message.version} is offered")
-    return Offer(
-        Target(message.version, message.manifest_digest.hex()),
-        seconds_within(message.fetch_after_seconds),
-        seconds_within(message.retry_after_seconds),
-    )
-
-
-def _batches(
-    reports: Sequence[telemetry_pb2.TelemetryReport],
-) -> Iterator[list[telemetry_pb2.TelemetryReport]]:
-    """Yield the reports in lists that make one request each."""
-    batch: list[telemetry_pb2.TelemetryReport] = []
-    size = 0
-    for report in reports:
-        added = report.ByteSize() + 8
-        if batch and (len(batch) == MAX_REPORTS or size + added > MAX_REQUEST_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(report)
-        size += added
-    if batch:
-        yield batch
-
-
-def _serialized(message: Message) -> bytes:
-    data: bytes = message.SerializeToString()
-    return data
-
-
-def _parsed(kind: type[_Message], data: bytes) -> _Message:
-    try:
-        return kind.FromString(data)
-    except DecodeError as error:
-        raise MalformedError(f"an answer is not a {kind.__name__}: {error}") from error
+    @contextmanager
+    def _calling(self) -> Iterator[None]:
+        """Say that a closed connection is one that reaches nobody: gRPC calls that a ValueError."""
+        try:
+            yield
+        except ValueError as error:
+            if not self._is_closed:
+                raise
+            raise UnreachableError("the connection is closed") from error

@@ -57,7 +57,7 @@ class Watch:
             open_call: Opens a stream.
             settings: For how long to wait.
             rng: Draws the pauses.
-            on_end: Called when the watch has ended.
+            on_end: Called when the watch is cancelled.
         """
         self._open_call, self._settings, self._on_end = open_call, settings, on_end
         self._backoff = Backoff(settings.first_backoff_seconds, settings.most_backoff_seconds, rng)
@@ -74,7 +74,6 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.cancel()
-        self._on_end()
 
     def __iter__(self) -> Iterator[Offer]:
         return self._offers
@@ -90,6 +89,7 @@ class Watch:
             self._cancelled.set()
             if self._call is not None:
                 self._call.cancel()
+        self._on_end()
 
     def _run(self) -> Iterator[Offer]:
         last: Offer | None = None
