@@ -49,8 +49,8 @@ _CACHED_RUNTIMES = 2
 """A simulation runs thousands of devices in one process, all with the same current and candidate artifact."""
 
 
-def answer_hello(device: Device, node_id: int) -> DeviceHello:
-    """Return what the device is and holds."""
+def answer_hello(device: Device, node_id: int, name: str = "") -> DeviceHello:
+    """Return what the device is and holds, and what it is called."""
     manifest, labels, samples = device.manifest(), device.labels(), len(device.inputs())
     return DeviceHello(
         node_id=node_id,
@@ -60,6 +60,7 @@ def answer_hello(device: Device, node_id: int) -> DeviceHello:
         sample_count=samples,
         has_labels=labels is not None and bool((labels >= 0).any()),
         capabilities=(CAN_TRAIN,) if samples and has_torch() else (),
+        name=name,
     )
 
 

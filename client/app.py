@@ -11,7 +11,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.answers import answer_assess, answer_hello, answer_moments, answer_ranges
-from client.device import Device, open_device
+from client.device import Device, device_name, open_device
 from client.precision_answers import answer_inputs, answer_probe, answer_profile
 from client.training import answer_train
 from quantization.errors import QuantFleetError
@@ -39,8 +39,8 @@ _CALIBRATE: dict[str, Callable[[Device, RecordDict], RecordDict]] = {
     PHASE_PROFILE: lambda device, content: answer_profile(device, decode_profile_request(content)),
 }
 
-Answer = Callable[[Device, RecordDict, int], RecordDict]
-"""The device, the request's content and the node's id, to the reply's content."""
+Answer = Callable[[Device, RecordDict, Context], RecordDict]
+"""The device, the request's content and Flower's context, to the reply's content."""
 
 app = ClientApp()
 
@@ -52,7 +52,7 @@ def _replying(answer: Answer) -> Callable[[Message, Context], Message]:
     def handle(message: Message, context: Context) -> Message:
         try:
             with closing(open_device(context)) as device:
-                return Message(answer(device, message.content, context.node_id), reply_to=message)
+                return Message(answer(device, message.content, context), reply_to=message)
         except QuantFleetError as error:
             reason = f"{type(error).__name__}: {error}"
             return Message(Error(_APP_RAISED_EXCEPTION, reason), reply_to=message)
@@ -62,34 +62,34 @@ def _replying(answer: Answer) -> Callable[[Message, Context], Message]:
 
 @app.query("hello")
 @_replying
-def hello(device: Device, _content: RecordDict, node_id: int) -> RecordDict:
+def hello(device: Device, _content: RecordDict, context: Context) -> RecordDict:
     """Say what this device is and holds."""
-    return encode_hello(answer_hello(device, node_id))
+    return encode_hello(answer_hello(device, context.node_id, device_name(context)))
 
 
 @app.query("calibrate")
 @_replying
-def calibrate(device: Device, content: RecordDict, _node_id: int) -> RecordDict:
+def calibrate(device: Device, content: RecordDict, _context: Context) -> RecordDict:
     """Observe this device's inputs, or its kernels: the phase says which statistics."""
     return _CALIBRATE[read_phase(content)](device, content)
 
 
 @app.query("probe")
 @_replying
-def probe(device: Device, content: RecordDict, _node_id: int) -> RecordDict:
+def probe(device: Device, content: RecordDict, _context: Context) -> RecordDict:
     """Run the reference model and changes of it side by side."""
     return answer_probe(device, decode_probe_request(content))
 
 
 @app.train("qat")
 @_replying
-def train(device: Device, content: RecordDict, node_id: int) -> RecordDict:
+def train(device: Device, content: RecordDict, context: Context) -> RecordDict:
     """Train the model for a few epochs on this device's inputs."""
-    return answer_train(device, content, node_id)
+    return answer_train(device, content, context.node_id)
 
 
 @app.query("assess")
 @_replying
-def assess(device: Device, content: RecordDict, _node_id: int) -> RecordDict:
+def assess(device: Device, content: RecordDict, _context: Context) -> RecordDict:
     """Run the current and the candidate model side by side."""
     return encode_assessment(answer_assess(device, decode_assess_request(content)))

@@ -26,6 +26,8 @@ DEVICE_SOURCE = "device-source"
 DEFAULT_SOURCE = "state"
 STATE_FOLDER = "state-folder"
 DEVICE_CLASS = "device-class"
+DEVICE_NAME = "device-name"
+_PARTITION = "partition-id"
 
 
 class Device(Protocol):
@@ -92,6 +94,18 @@ def _installed_source(name: str) -> DeviceSource:
         raise ConfigurationError(f"{DEVICE_SOURCE} {name!r} is not installed; installed are: {known}")
     source: DeviceSource = sources[name].load()
     return source
+
+
+def device_name(context: Context) -> str:
+    """Return what this node's device is called in every run; empty where its configuration does not say.
+
+    That is the setting `device-name`, else the place in a simulated fleet. Flower's own node id is another one after
+    every registration.
+    """
+    named = context.node_config.get(DEVICE_NAME, "")
+    if not named and _PARTITION in context.node_config:
+        return f"{context.node_config[_PARTITION]:0>8}"
+    return str(named)
 
 
 def open_state_device(context: Context) -> Device:

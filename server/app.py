@@ -21,6 +21,7 @@ from server.registry import Registry
 from server.settings import ServerSettings
 from server.tuner import GenerationReport, run_generation
 from server.tuning import RoundMoved, StepDone
+from server.tuning_fence import fenced
 from strategies.rounds import SYSTEM_CLOCK, Clock
 
 MODEL_GROUP = "quantfleet.models"
@@ -59,11 +60,18 @@ def run(grid: Grid, context: Context, *, clock: Clock = SYSTEM_CLOCK) -> tuple[G
     reports = []
     with Registry.open(settings.registry_place) as registry:
         log.info("run_started", run_id=context.run_id, registry=registry.place, blobs=settings.blob_place)
-        settings = replace(settings, model_name=ensure_model(context, registry, blobs, settings))
-        for _ in range(settings.generations):
-            report = run_generation(grid, registry, blobs, settings, clock=clock, on_event=log_event)
-            log_report(report)
-            reports.append(report)
+        with fenced(settings.registry_place, settings.tuning_run, context.run_id) as fence:
+
+            def on_event(event: StepDone | RoundMoved) -> None:
+                log_event(event)
+                if isinstance(event, StepDone):
+                    fence.check()
+
+            settings = replace(settings, model_name=ensure_model(context, registry, blobs, settings))
+            for _ in range(settings.generations):
+                report = run_generation(grid, registry, blobs, settings, clock=clock, on_event=on_event)
+                log_report(report)
+                reports.append(report)
     return tuple(reports)
 
 

@@ -11,9 +11,9 @@ from strategies.messages import DeviceHello
 
 
 def by_class(hellos: Iterable[DeviceHello]) -> dict[str, tuple[DeviceHello, ...]]:
-    """Return the devices of each class, classes by name and devices by node."""
+    """Return the devices of each class, classes by name and devices by rank."""
     groups: dict[str, list[DeviceHello]] = {}
-    for hello in sorted(hellos, key=lambda hello: (hello.device_class, hello.node_id)):
+    for hello in sorted(hellos, key=lambda hello: (hello.device_class, hello.rank)):
         groups.setdefault(hello.device_class, []).append(hello)
     return {name: tuple(group) for name, group in groups.items()}
 
@@ -21,7 +21,7 @@ def by_class(hellos: Iterable[DeviceHello]) -> dict[str, tuple[DeviceHello, ...]
 def sample(
     devices: Sequence[DeviceHello], settings: CohortSettings, stream: Sequence[int]
 ) -> tuple[DeviceHello, ...]:
-    """Return the devices that a round asks: a share of those that have inputs, by node.
+    """Return the devices that a round asks: a share of those that have inputs, by rank.
 
     Args:
         devices: Of one class.
@@ -31,7 +31,7 @@ def sample(
     Raises:
         RoundFailedError: No device has inputs.
     """
-    able = sorted((device for device in devices if device.sample_count > 0), key=lambda d: d.node_id)
+    able = sorted((device for device in devices if device.sample_count > 0), key=lambda d: d.rank)
     if not able:
         raise RoundFailedError(
             f"none of the {len(devices)} devices has sampled inputs; let them serve requests first"

@@ -36,6 +36,7 @@ class Step(StrEnum):
     UNCHANGED = "unchanged"
     REJECTED = "rejected"
     FAILED = "failed"
+    RECALLED = "recalled"
 
 
 class Event(StrEnum):
@@ -53,6 +54,7 @@ class Event(StrEnum):
     JUDGED_WORSE = "judged_worse"
     LAB_CALIBRATED = "lab_calibrated"
     GAVE_UP = "gave_up"
+    RECALLED = "recalled"
 
 
 NEXT_STEP: dict[tuple[Step, Event], Step] = {
@@ -76,11 +78,12 @@ NEXT_STEP: dict[tuple[Step, Event], Step] = {
     (Step.RANGES, Event.GAVE_UP): Step.FAILED,
     (Step.PROPOSED, Event.GAVE_UP): Step.FAILED,
     (Step.ASSESSED, Event.GAVE_UP): Step.FAILED,
+    (Step.PUBLISHED, Event.RECALLED): Step.RECALLED,  # its rollout was rolled back
 }
 """Every transition there is; a pair that is not here is illegal."""
 
-FINAL_STEPS = frozenset(Step) - {step for step, _ in NEXT_STEP}
-"""Steps that nothing follows: the generation is closed."""
+FINAL_STEPS = frozenset({Step.PUBLISHED, Step.UNCHANGED, Step.REJECTED, Step.FAILED, Step.RECALLED})
+"""Steps in which a generation is closed: no run goes on with it. What was published may still be recalled."""
 
 
 def next_step(step: Step, event: Event) -> Step:
@@ -124,7 +127,7 @@ class Generation:
         size_bytes: Stored bytes of the whole artifact.
         update_bytes: What a device with the base generation downloads.
         started_at_seconds: When it started, seconds since 1970 (UTC).
-        finished_at_seconds: When it reached a final step; None while it is open.
+        finished_at_seconds: When it was closed; None while it is open.
     """
 
     model_digest: str
@@ -152,5 +155,5 @@ class Generation:
 
     @property
     def is_open(self) -> bool:
-        """Whether a step may still follow."""
+        """Whether a run goes on with it."""
         return self.step not in FINAL_STEPS

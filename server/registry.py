@@ -27,9 +27,15 @@ from quantization.errors import ConfigurationError, NotFoundError
 from server.database import connect, migrate
 from server.entries import AuditEntry, Lab, Model
 from server.generation import Event, Generation, IllegalTransitionError, Step, next_step
+from server.served_manifest import served_manifest
 from server.tables import AuditRow, DeviceClassRow, GenerationRow, LabRow, ModelRow
+from server.tuning_tables import RoundRow
+from strategies.rounds import RoundEnd
 
 _Value = TypeVar("_Value")
+
+NO_CLASS, NO_GENERATION = "", -1
+"""What a round is stored under that comes before classes and generations are known."""
 
 Clock = Callable[[], float]
 """Returns seconds since 1970 (UTC)."""
@@ -101,6 +107,12 @@ class Registry:
                 known = ", ".join(sorted(set(session.scalars(select(ModelRow.name))))) or "none"
                 raise NotFoundError(f"the registry has no model named '{name}'; it has: {known}")
             return _value(Model, row)
+
+    def models(self) -> tuple[Model, ...]:
+        """Return all models, by name and age."""
+        query = select(ModelRow).order_by(ModelRow.name, ModelRow.created_at_seconds, ModelRow.digest)
+        with self._reading() as session:
+            return tuple(_value(Model, row) for row in session.scalars(query))
 
     def add_device_class(self, device_class: DeviceClass) -> None:
         """Register a device class.
@@ -202,7 +214,7 @@ class Registry:
         """
         step = next_step(generation.step, event)
         moved = replace(generation, step=step)
-        if not moved.is_open:
+        if not moved.is_open and generation.is_open:
             moved = replace(moved, finished_at_seconds=self._clock())
         statement = (
             update(GenerationRow)
@@ -230,12 +242,19 @@ class Registry:
         return next((g for g in self.generations(model_digest, device_class) if g.is_open), None)
 
     def published(self, model_digest: str, device_class: str) -> Generation:
-        """Return the newest published generation: the one devices should run.
+        """Return the generation that devices should run, which the next one starts from.
+
+        It is the one that the update service serves, where it serves one of ours; so what was rolled back, or waits for
+        its rollout, is passed over. Otherwise it is the newest published one.
 
         Raises:
             NotFoundError: The model was never prepared for the class.
         """
-        live = [g for g in self.generations(model_digest, device_class) if g.step is Step.PUBLISHED]
+        with self._reading() as session:
+            served = served_manifest(session, model_digest, device_class)
+        generations = self.generations(model_digest, device_class)
+        ours = [g for g in generations if served is not None and g.manifest_digest == served]
+        live = ours or [g for g in generations if g.step is Step.PUBLISHED]
         if not live:
             raise NotFoundError(
                 f"model {model_digest[:12]} has no published generation for device class '{device_class}'; "
@@ -255,6 +274,20 @@ class Registry:
         with self._reading() as session:
             return tuple(
                 _value(AuditEntry, row) for row in session.scalars(select(AuditRow).order_by(AuditRow.id))
+            )
+
+    def add_round(self, model_digest: str, device_class: str, number: int, end: RoundEnd) -> None:
+        """Keep how a round ended; `NO_CLASS` and `NO_GENERATION` stand for what was not known yet."""
+        counted = {**asdict(end), "failed": json.dumps(dict(end.failed), sort_keys=True)}
+        with self._writing() as session:
+            session.add(
+                RoundRow(
+                    model_digest=model_digest,
+                    device_class=device_class,
+                    number=number,
+                    at_seconds=self._clock(),
+                    **counted,
+                )
             )
 
     @contextmanager

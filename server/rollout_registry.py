@@ -24,6 +24,8 @@ from sqlalchemy.orm import Session
 
 from quantization.errors import IllegalTransitionError, NotFoundError
 from server.database import connect, migrate
+from server.generation import Event as GenerationEvent
+from server.generation import Step, next_step
 from server.registry import Clock
 from server.rollout import ABORTS, DEFAULT_PLAN, Event, Rollout, RolloutPlan, advance, plan_for
 from server.rollout_rows import (
@@ -34,7 +36,7 @@ from server.rollout_rows import (
     rollout_of,
     target_version_of,
 )
-from server.tables import AuditRow, RolloutRow, TargetRow
+from server.tables import AuditRow, GenerationRow, RolloutRow, TargetRow
 from server.target_versions import ServedTarget, TargetVersion
 from server.targets import MAX_MANIFESTS, Assignment
 from server.telemetry_codec import counts_to_json
@@ -73,12 +75,28 @@ class RolloutRegistry:
         self.close()
 
     def publish(
-        self, model_digest: str, device_class: str, manifest_digest: str, *, reason: str, actor: str
+        self,
+        model_digest: str,
+        device_class: str,
+        manifest_digest: str,
+        *,
+        reason: str,
+        actor: str,
+        version: int | None = None,
     ) -> TargetVersion:
         """Return a new version for all devices of the class at once: the first one, or in an emergency.
 
+        Args:
+            model_digest: A registered model.
+            device_class: Name of a registered class.
+            manifest_digest: What the new version is.
+            reason: Why, in words.
+            actor: Who publishes it.
+            version: The one that it must be, because that one is signed; None for whichever is next.
+
         Raises:
-            IllegalTransitionError: A rollout of this target is open, or the model or class is not registered.
+            IllegalTransitionError: A rollout of this target is open, another version is next, or the model or class is
+                not registered.
         """
         try:
             with self._writing() as session:
@@ -87,7 +105,9 @@ class RolloutRegistry:
                         f"a rollout of model {model_digest[:12]} on '{device_class}' is open; promote it or roll "
                         "it back first"
                     )
-                target = self._add_target(session, model_digest, device_class, manifest_digest, reason)
+                target = self._add_target(
+                    session, model_digest, device_class, manifest_digest, reason, wanted=version
+                )
                 self._audit(session, "target_published", target, actor=actor, reason=reason)
         except IntegrityError as error:
             raise _conflict(model_digest, device_class) from error
@@ -154,6 +174,7 @@ class RolloutRegistry:
         reason: str = "",
         plan: RolloutPlan = DEFAULT_PLAN,
         canaries: int = 4,
+        version: int | None = None,
     ) -> Rollout:
         """Return a new rollout in phase canary; its version follows the newest one, which is its base.
 
@@ -165,16 +186,19 @@ class RolloutRegistry:
             reason: Why, in words.
             plan: By which steps; shares are raised where they would be nobody of the devices that have reported.
             canaries: Least devices of the first share.
+            version: The one that it must become, because that one is signed; None for whichever is next.
 
         Raises:
             NotFoundError: Nothing was published to compare with; `publish` the first version.
-            IllegalTransitionError: A rollout of this target is open.
+            IllegalTransitionError: A rollout of this target is open, or another version is next.
         """
         now = self._clock()
         try:
             with self._writing() as session:
                 base = newest_target(session, model_digest, device_class)
-                target = self._add_target(session, model_digest, device_class, manifest_digest, reason)
+                target = self._add_target(
+                    session, model_digest, device_class, manifest_digest, reason, wanted=version
+                )
                 rollout_id = _rollout_id(target)
                 counts = fleet_telemetry(session, base)
                 started = Rollout(
@@ -252,6 +276,7 @@ class RolloutRegistry:
         if version is not None:
             key = (rollout.model_digest, rollout.device_class, rollout.base_manifest_digest)
             self._add_target(session, *key, f"rolled back: {reason}")
+            self._recall_generation(session, rollout, reason)
         statement = (
             update(RolloutRow)
             .where(RolloutRow.rollout_id == rollout.rollout_id, RolloutRow.revision == rollout.revision)
@@ -265,11 +290,46 @@ class RolloutRegistry:
         self._audit(session, event, moved, actor=actor, reason=reason)
         return moved
 
+    def _recall_generation(self, session: Session, rollout: Rollout, reason: str) -> None:
+        """Close the generation whose content is taken back, so that nothing starts from it or publishes it again."""
+        if rollout.manifest_digest == rollout.base_manifest_digest:  # it is what devices return to
+            return
+        recalled = session.scalars(
+            select(GenerationRow)
+            .where(
+                GenerationRow.model_digest == rollout.model_digest,
+                GenerationRow.device_class == rollout.device_class,
+                GenerationRow.manifest_digest == rollout.manifest_digest,
+                GenerationRow.step == str(Step.PUBLISHED),
+                GenerationRow.number > 0,  # the lab's own stays what everything started from
+            )
+            .with_for_update()
+        ).first()
+        if recalled is not None:
+            recalled.step = str(next_step(Step.PUBLISHED, GenerationEvent.RECALLED))
+            recalled.reason = f"rolled back: {reason}"
+            subject = f"{rollout.model_digest}/{rollout.device_class}/{recalled.number}"
+            detail = json.dumps({"reason": recalled.reason}, sort_keys=True)
+            event = str(GenerationEvent.RECALLED)
+            session.add(AuditRow(at_seconds=self._clock(), action=event, subject=subject, detail=detail))
+
     def _add_target(
-        self, session: Session, model_digest: str, device_class: str, manifest_digest: str, reason: str
+        self,
+        session: Session,
+        model_digest: str,
+        device_class: str,
+        manifest_digest: str,
+        reason: str,
+        *,
+        wanted: int | None = None,
     ) -> TargetVersion:
         mine = (TargetRow.model_digest == model_digest, TargetRow.device_class == device_class)
         version = (session.scalar(select(func.max(TargetRow.version)).where(*mine)) or 0) + 1
+        if wanted not in (None, version):
+            raise IllegalTransitionError(
+                f"version {version} of model {model_digest[:12]} on '{device_class}' is next, not {wanted}: another "
+                "version has been published meanwhile; publish again"
+            )
         target = TargetVersion(model_digest, device_class, version, manifest_digest, reason, self._clock())
         session.add(TargetRow(**asdict(target)))
         session.flush()  # here, so that two that take one version part here
@@ -288,9 +348,19 @@ class RolloutRegistry:
             yield session
 
     def _audit(self, session: Session, action: str, what: TargetVersion | Rollout, **detail: str) -> None:
-        subject = f"{what.model_digest}/{what.device_class}/v{what.version}"
-        record = json.dumps(detail, sort_keys=True)
+        record = json.dumps({**detail, **_stand_of(what)}, sort_keys=True)
+        subject = audit_subject(what.model_digest, what.device_class, what.version)
         session.add(AuditRow(at_seconds=self._clock(), action=str(action), subject=subject, detail=record))
+
+
+def audit_subject(model_digest: str, device_class: str, version: int) -> str:
+    """Return how the audit names one version of a target, and the rollout that brings it."""
+    return f"{model_digest}/{device_class}/v{version}"
+
+
+def _stand_of(what: TargetVersion | Rollout) -> dict[str, str | float]:
+    """Return where a rollout stands, for the audit."""
+    return {"phase": str(what.phase), "share": what.share} if isinstance(what, Rollout) else {}
 
 
 def _merged(counts: dict[str, TelemetryCounts]) -> TelemetryCounts:

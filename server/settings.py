@@ -62,6 +62,7 @@ class ServerSettings:
         model_source: Entry point (group `quantfleet.models`) that prepares the model if the registry lacks
             it; empty for none.
         generations: How many generations to run, one after the other.
+        tuning_run: Key of the run in the registry, where the tuner started it; empty otherwise.
         resume_seconds: A generation that a run left open longer ago than this is given up, not resumed.
         batch_size: Inputs in one inference on a device that observes or assesses.
         fixed_grids: Have all devices count on the same bins, around the lab's: histograms then add as plain vectors,
@@ -81,6 +82,7 @@ class ServerSettings:
     model_name: str = "model"
     model_source: str = ""
     generations: int = 1
+    tuning_run: str = ""
     resume_seconds: float = 86400.0
     batch_size: int = 32
     fixed_grids: bool = False

@@ -12,7 +12,7 @@ from server.class_tuner import tune_class
 from server.cohort import by_class
 from server.folded import Blobs
 from server.generation import Generation, Step
-from server.registry import Registry
+from server.registry import NO_CLASS, NO_GENERATION, Registry
 from server.settings import ServerSettings
 from server.tuning import EventFunction, RoundMoved, StepDone, Tuning
 from strategies.hello_round import hello, wait_for_nodes
@@ -114,7 +114,13 @@ def meet(
     require_augmentations(settings.calibration.parsed, model.plan.input_shape[1:])
     cohort, rounds = settings.cohort, settings.rounds
     nodes = wait_for_nodes(grid, cohort.expected_nodes, cohort.wait_seconds, clock=clock)
-    devices = hello(grid, nodes, rounds, clock=clock).value
+    devices = hello(
+        grid,
+        nodes,
+        rounds,
+        clock=clock,
+        on_end=lambda end: registry.add_round(model.digest, NO_CLASS, NO_GENERATION, end),
+    ).value
     groups = by_class(devices)
     prepared = {device_class.name for device_class in registry.device_classes(model.digest)}
     tunings = {

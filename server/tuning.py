@@ -149,6 +149,7 @@ class Tuning:
             self.deliver_to(base.manifest),
             self.clock,
             lambda progress: self.on_event(RoundMoved(generation, progress)),
+            lambda end: self.registry.add_round(self.model.digest, self.device_class, generation.number, end),
         )
 
     def deliver_to(self, manifest: Manifest) -> Callable[[str], Delivery]:

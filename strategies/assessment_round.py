@@ -38,7 +38,7 @@ def assess(
         return encode_assess_request(replace(request, artifact=current, candidate=candidate))
 
     messages = messages_by_manifest(cohort, content, ASSESS)
-    return context.run(messages, _fold, AssessmentCounts.empty())
+    return context.run("assess", messages, _fold, AssessmentCounts.empty())
 
 
 def _fold(counts: AssessmentCounts, reply: Message) -> AssessmentCounts:

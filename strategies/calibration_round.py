@@ -76,7 +76,7 @@ def calibrate_moments(
     """
     fold = MomentsFold(request)
     messages = _messages(context, cohort, request, encode_moments_request)
-    return context.run(messages, MomentsFold.add, fold).with_value(fold.result())
+    return context.run("moments", messages, MomentsFold.add, fold).with_value(fold.result())
 
 
 def calibrate_ranges(
@@ -88,7 +88,7 @@ def calibrate_ranges(
     """
     fold = RangesFold(request)
     messages = _messages(context, cohort, request, encode_ranges_request)
-    return context.run(messages, RangesFold.add, fold).with_value(fold.result())
+    return context.run("ranges", messages, RangesFold.add, fold).with_value(fold.result())
 
 
 def messages_by_manifest(

@@ -4,6 +4,10 @@ Flower's node list holds ids alone, so the device class, the generation and the 
 from its answer to a hello.
 """
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
 from flwr.app import Message
 from flwr.serverapp import Grid
 
@@ -14,6 +18,7 @@ from strategies.rounds import (
     DEFAULT_SETTINGS,
     SYSTEM_CLOCK,
     Clock,
+    EndFunction,
     ProgressFunction,
     RoundOutcome,
     RoundSettings,
@@ -66,8 +71,9 @@ def hello(
     *,
     clock: Clock = SYSTEM_CLOCK,
     on_progress: ProgressFunction | None = None,
+    on_end: EndFunction | None = None,
 ) -> RoundOutcome[tuple[DeviceHello, ...]]:
-    """Return what the devices say of themselves, ordered by node id; some 300 bytes each.
+    """Return what the devices say of themselves, in the order of `DeviceHello.rank`; some 300 bytes each.
 
     Raises:
         RoundFailedError: If fewer than the quorum answered.
@@ -79,5 +85,22 @@ def hello(
 
     initial: list[DeviceHello] = []
     messages = messages_to(node_ids, encode_hello_request(), HELLO)
-    outcome = run_round(grid, messages, fold, initial, settings, clock=clock, on_progress=on_progress)
-    return outcome.with_value(tuple(sorted(outcome.value, key=lambda device: device.node_id)))
+    outcome = run_round(
+        grid,
+        messages,
+        fold,
+        initial,
+        settings,
+        name="hello",
+        clock=clock,
+        on_progress=on_progress,
+        on_end=on_end,
+    )
+    return outcome.with_value(with_unique_names(outcome.value))
+
+
+def with_unique_names(devices: Sequence[DeviceHello]) -> tuple[DeviceHello, ...]:
+    """Return the devices in the order of their ranks; a name that several claim is taken from all of them."""
+    claims = Counter(device.name for device in devices)
+    known = (device if claims[device.name] == 1 else replace(device, name="") for device in devices)
+    return tuple(sorted(known, key=lambda device: device.rank))

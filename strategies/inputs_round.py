@@ -64,7 +64,7 @@ def gather_inputs(
     fold = InputsFold(
         request, {device.node_id: device.sample_count for device in cohort}, energies, energy_limit
     )
-    outcome = context.run(messages, InputsFold.add, fold)
+    outcome = context.run("inputs", messages, InputsFold.add, fold)
     return outcome.with_value(fold.result())
 
 

@@ -152,6 +152,7 @@ class DeviceHello:
         sample_count: Inputs it could be asked about.
         has_labels: Whether some of them have labels.
         capabilities: What else it can do, as fixed words.
+        name: What it is called in every run, however often its SuperNode registers anew; empty where it has no name.
     """
 
     node_id: int
@@ -161,3 +162,14 @@ class DeviceHello:
     sample_count: int
     has_labels: bool
     capabilities: tuple[str, ...] = ()
+    name: str = ""
+
+    @property
+    def rank(self) -> tuple[str, int]:
+        """Order of devices: by name, so that it outlives a registration; by node where there is none."""
+        return self.name, self.node_id
+
+    @property
+    def key(self) -> str:
+        """What facts about the device are kept under: its name, else its node as text."""
+        return self.name or str(self.node_id)

@@ -1,6 +1,7 @@
 """Probes of the reference model, dealt over a cohort: each device measures a few of them.
 
-Which devices measure what depends on their node ids alone. Replies are kept apart by device, because gains are robust
+Which devices measure what depends on the order of their names alone (of their node ids, where they have none), so
+that it is the same again when they have registered anew. Replies are kept apart by device, because gains are robust
 estimates over devices (`quantization.sensitivity`), not sums; there are a few numbers per probe and device.
 """
 
@@ -26,7 +27,7 @@ class ProbesResult:
     """What a cohort measured.
 
     Attributes:
-        replies: By probe, then by device (its node id as text, in the order of ids); devices without samples are left
+        replies: By probe, then by device (`DeviceHello.key`, in the order of ranks); devices without samples are left
             out. Every probe is there, with or without a reply.
         sample_count: Samples of all devices together.
     """
@@ -54,8 +55,8 @@ def probe(
         RoundFailedError: If fewer than the quorum answered.
     """
     dealt = deal(cohort, request, devices_per_probe)
-    fold = ProbesFold(dealt, {device.node_id: device.sample_count for device in cohort})
-    outcome = context.run(_messages(context, cohort, dealt), ProbesFold.add, fold)
+    fold = ProbesFold(dealt, cohort)
+    outcome = context.run("probe", _messages(context, cohort, dealt), ProbesFold.add, fold)
     return outcome.with_value(fold.result(request))
 
 
@@ -64,34 +65,35 @@ def deal(
 ) -> dict[int, ProbeRequest]:
     """Return by node what it is asked; nodes of one bundle share one request.
 
-    There are as many bundles as leave each enough devices, and devices get them in turn, in the order of their ids.
+    There are as many bundles as leave each enough devices, and devices get them in turn, in the order of their ranks.
     """
     bundles = max(1, min(len(request.probes), len(cohort) // max(1, min(len(cohort), devices_per_probe))))
     requests = [replace(request, probes=request.probes[bundle::bundles]) for bundle in range(bundles)]
-    node_ids = sorted(device.node_id for device in cohort)
-    return {node_id: requests[index % bundles] for index, node_id in enumerate(node_ids)}
+    ranked = sorted(cohort, key=lambda device: device.rank)
+    return {device.node_id: requests[index % bundles] for index, device in enumerate(ranked)}
 
 
 class ProbesFold:
     """The replies of a probe round, by device."""
 
-    def __init__(self, requests: Mapping[int, ProbeRequest], samples: Mapping[int, int]) -> None:
+    def __init__(self, requests: Mapping[int, ProbeRequest], cohort: Sequence[DeviceHello]) -> None:
         """Start from nothing.
 
         Args:
             requests: By node: what it was asked.
-            samples: By node: how many it has.
+            cohort: Those that are asked.
         """
         self._requests = requests
-        self._samples = samples
+        self._devices = {device.node_id: device for device in cohort}
         self._replies: dict[int, tuple[ProbeReply, ...]] = {}
 
     def add(self, reply: Message) -> "ProbesFold":
         """Add one reply, or refuse it with MalformedError and stay as it was."""
         node_id = reply.metadata.src_node_id
         probes = decode_probes(reply.content, self._requests[node_id])
-        if any(seen.count > self._samples[node_id] for seen in probes):
-            raise MalformedError(f"probes of more samples than the {self._samples[node_id]} of the device")
+        most = self._devices[node_id].sample_count
+        if any(seen.count > most for seen in probes):
+            raise MalformedError(f"probes of more samples than the {most} of the device")
         self._replies[node_id] = probes
         return self
 
@@ -99,11 +101,13 @@ class ProbesFold:
         """Return what came, for all probes of a request."""
         replies: dict[str, dict[str, ProbeReply]] = {asked.name: {} for asked in request.probes}
         samples = 0
-        for node_id, probes in sorted(self._replies.items()):
+        replied = (self._devices[node_id] for node_id in self._replies)
+        for device in sorted(replied, key=lambda device: device.rank):
+            node_id, probes = device.node_id, self._replies[device.node_id]
             samples += max((seen.count for seen in probes), default=0)
             for asked, seen in zip(self._requests[node_id].probes, probes, strict=True):
                 if seen.count:
-                    replies[asked.name][str(node_id)] = seen
+                    replies[asked.name][device.key] = seen
         return ProbesResult(replies, samples)
 
 

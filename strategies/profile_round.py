@@ -48,7 +48,7 @@ def profile_latency(
         return [*replies, decode_profile(reply.content, request)]
 
     initial: list[ProfileReply] = []
-    outcome = context.run(messages, fold, initial)
+    outcome = context.run("profile", messages, fold, initial)
     return outcome.with_value(
         {name: _latency(outcome.value, index) for index, name in enumerate(request.layers)}
     )

@@ -74,6 +74,7 @@ MAX_BLOB_BYTES = (256 << 20) + 8
 MAX_BATCH = 1 << 16
 MAX_SAMPLES = 1 << 40
 MAX_CAPABILITIES = 64
+MAX_DEVICE_NAME = 128
 MAX_RECIPE_LENGTH = 512
 MAX_SEED = (1 << 63) - 1
 
@@ -104,6 +105,7 @@ _DEVICE_CLASS = "device_class"
 _GENERATION = "generation"
 _MANIFEST_DIGEST = "manifest_digest"
 _CAPABILITIES = "capabilities"
+_DEVICE_NAME = "device_name"
 _COUNTS = "counts"
 _SHIFT = "shift"
 _DENSE_COUNTS = "dense_counts"
@@ -134,6 +136,8 @@ def encode_hello(hello: DeviceHello) -> RecordDict:
             _CAPABILITIES: list(hello.capabilities),
         }
     )
+    if hello.name:
+        settings[_DEVICE_NAME] = hello.name
     return RecordDict({_SETTINGS: settings})
 
 
@@ -155,6 +159,7 @@ def decode_hello(content: RecordDict, node_id: int) -> DeviceHello:
         read_int(settings, _SAMPLE_COUNT, 0, MAX_SAMPLES),
         read_bool(settings, _HAS_LABELS),
         read_texts(settings, _CAPABILITIES, MAX_CAPABILITIES, 64),
+        read_text(settings, _DEVICE_NAME, MAX_DEVICE_NAME) if _DEVICE_NAME in settings else "",
     )
 
 

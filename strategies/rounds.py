@@ -36,6 +36,7 @@ Value = TypeVar("Value")
 
 MALFORMED = "malformed"
 NOT_SENT = "not_sent"
+LATE = "late"
 MAX_NAMED_FAILURES = 20
 """How many failures an outcome names one by one; all of them are counted."""
 
@@ -165,7 +166,30 @@ class RoundOutcome(Generic[Value]):
         )
 
 
+@dataclass(frozen=True, slots=True)
+class RoundEnd:
+    """How a round ended, whether or not the quorum was met; a few numbers, handed to `on_end`.
+
+    Attributes:
+        name: Of the round, one of a few fixed words such as "moments".
+        asked: Devices asked.
+        replied: Devices whose reply was folded.
+        failed: Number of devices by reason; `LATE` counts those that had not answered at the deadline.
+        reply_bytes: Content of all folded replies together.
+        seconds: How long the round took.
+    """
+
+    name: str
+    asked: int
+    replied: int
+    failed: Mapping[str, int]
+    reply_bytes: int
+    seconds: float
+
+
 ProgressFunction = Callable[[RoundProgress], None]
+
+EndFunction = Callable[[RoundEnd], None]
 
 DeliverFunction = Callable[[str], Delivery]
 """The digest of the manifest that a device holds, to what it needs to have the current artifact."""
@@ -182,6 +206,7 @@ class RoundContext:
             the request's artifact goes to all.
         clock: Time that the deadline is measured in.
         on_progress: Called after every batch of replies.
+        on_end: Told how each round ended.
     """
 
     grid: Grid
@@ -189,23 +214,26 @@ class RoundContext:
     deliver: DeliverFunction | None = None
     clock: Clock = SYSTEM_CLOCK
     on_progress: ProgressFunction | None = None
+    on_end: EndFunction | None = None
 
     def artifact_for(self, manifest_digest: str, artifact: Delivery) -> Delivery:
         """Return what a device that holds this manifest is sent in the place of `artifact`."""
         return artifact if self.deliver is None else self.deliver(manifest_digest)
 
     def run(
-        self, messages: Iterable[Message], fold: Callable[[State, Message], State], initial: State
+        self, name: str, messages: Iterable[Message], fold: Callable[[State, Message], State], initial: State
     ) -> "RoundOutcome[State]":
-        """Return the outcome of `run_round` here."""
+        """Return the outcome of `run_round` here; `name` is the round's."""
         return run_round(
             self.grid,
             messages,
             fold,
             initial,
             self.settings,
+            name=name,
             clock=self.clock,
             on_progress=self.on_progress,
+            on_end=self.on_end,
         )
 
 
@@ -224,8 +252,10 @@ def run_round(
     initial: State,
     settings: RoundSettings = DEFAULT_SETTINGS,
     *,
+    name: str = "",
     clock: Clock = SYSTEM_CLOCK,
     on_progress: ProgressFunction | None = None,
+    on_end: EndFunction | None = None,
 ) -> RoundOutcome[State]:
     """Return the outcome of asking each device and folding what it answers.
 
@@ -236,8 +266,10 @@ def run_round(
             reply it refuses, leaving the state as it was. Its result must not depend on the order of replies.
         initial: The state before the first reply.
         settings: Quorum, deadline and batch sizes.
+        name: Of the round, for `on_end`.
         clock: Time that the deadline is measured in.
         on_progress: Called after every batch of replies.
+        on_end: Told how the round ended, also if the quorum was not met.
 
     Raises:
         RoundFailedError: If fewer devices than the quorum were folded by the deadline.
@@ -247,6 +279,8 @@ def run_round(
     while round_.awaited and not round_.is_overdue():
         if not round_.sweep(on_progress):
             clock.sleep(min(settings.poll_seconds, settings.deadline_seconds))
+    if on_end is not None:
+        on_end(round_.end(name))
     return round_.outcome()
 
 
@@ -331,6 +365,11 @@ class _Round(Generic[State]):
         if len(self.failures) < MAX_NAMED_FAILURES:
             self.failures.append(NodeFailure(node_id, reason, detail[:500]))
             _log.warning("node %d was left out of the round (%s): %s", node_id, reason, detail[:500])
+
+    def end(self, name: str) -> RoundEnd:
+        failed = dict(self.failed) | ({LATE: len(self.awaited)} if self.awaited else {})
+        seconds = self.elapsed_seconds()
+        return RoundEnd(name, self.asked, self.replied, failed, self.reply_bytes, seconds)
 
     def outcome(self) -> RoundOutcome[State]:
         quorum = self.settings.quorum(self.asked)

@@ -46,7 +46,7 @@ def train(
     able = {device.node_id: device.sample_count for device in cohort if can_train(device)}
     fold = TrainingFold(request, able)
     messages = messages_to(able, encode_train_request(request), TRAIN)
-    return context.run(messages, TrainingFold.add, fold).with_value(fold.result())
+    return context.run("train", messages, TrainingFold.add, fold).with_value(fold.result())
 
 
 class TrainingFold:

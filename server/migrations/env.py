@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from server import identity_tables  # noqa: F401 - its tables belong to the metadata
+from server import identity_tables, tuning_tables  # noqa: F401 - their tables belong to the metadata
 from server.tables import Base
 
 

@@ -142,7 +142,7 @@ def test_hello_says_what_the_device_is_and_holds() -> None:
     grid = _grid(*_parts(5, 0), labels=lambda position: np.full(5, 2) if position == 0 else None)
     FLEET[0].held = NOW.manifest
     first, second = _cohort(grid)
-    assert first == DeviceHello(2, "x86-vnni", 3, NOW.manifest.digest(), 5, True, ("train",))
+    assert first == DeviceHello(2, "x86-vnni", 3, NOW.manifest.digest(), 5, True, ("train",), "00000000")
     assert second == DeviceHello(3, "x86-vnni", -1, "", 0, False)
 
 
