@@ -19,12 +19,19 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_tools import protoc
 
-from protos.quantfleet.v1 import admin_pb2, artifact_pb2, inference_pb2, telemetry_pb2, update_pb2
+from protos.quantfleet.v1 import (
+    admin_pb2,
+    artifact_pb2,
+    enrolment_pb2,
+    inference_pb2,
+    telemetry_pb2,
+    update_pb2,
+)
 
 ROOT = Path(__file__).parents[2]
 FACTS = ROOT / "tests/golden/schema_v1.txt"
 EXAMPLES = ROOT / "tests/golden/messages_v1.txt"
-MODULES = (admin_pb2, artifact_pb2, inference_pb2, telemetry_pb2, update_pb2)
+MODULES = (admin_pb2, artifact_pb2, enrolment_pb2, inference_pb2, telemetry_pb2, update_pb2)
 SOURCES = tuple(str(module.DESCRIPTOR.name) for module in MODULES)
 
 
