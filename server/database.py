@@ -7,13 +7,15 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from quantization.errors import ConfigurationError
 
 BUSY_TIMEOUT_SECONDS = 30.0
 """How long a writer waits for another one before it gives up (SQLite)."""
+SILENT_SECONDS = 30.0
+"""How long a database's host may be silent before its connections are given up (PostgreSQL)."""
 
 
 def connect(url: str) -> Engine:
@@ -23,7 +25,7 @@ def connect(url: str) -> Engine:
         ConfigurationError: The URL is not one that SQLAlchemy reads, or the folder cannot be made.
     """
     try:
-        engine = create_engine(url)
+        engine = create_engine(url, pool_pre_ping=True, connect_args=_connect_arguments(url))
     except (SQLAlchemyError, ImportError) as error:
         raise ConfigurationError(
             f"registry '{url}' is not a database URL, such as sqlite:///quantfleet.db: {error}"
@@ -51,6 +53,14 @@ def migrate(engine: Engine) -> None:
     except SQLAlchemyError as error:
         shown = engine.url.render_as_string(hide_password=True)
         raise ConfigurationError(f"registry '{shown}' cannot be opened: {_cause(error)}") from error
+
+
+def _connect_arguments(url: str) -> dict[str, int]:
+    """Return what makes a connection to a database that has gone an error, not a wait without end."""
+    if make_url(url).get_backend_name() != "postgresql":
+        return {}
+    milliseconds = int(SILENT_SECONDS * 1000)
+    return {"connect_timeout": 10, "keepalives_idle": 10, "tcp_user_timeout": milliseconds}
 
 
 def _make_folder(database: str | None) -> None:

@@ -186,3 +186,24 @@ def _progress(rollout: Rollout, evidence: Evidence, age_seconds: float, rules: R
     if age_seconds >= rules.stall_seconds:
         return Decision(Event.STALLED, f"not shown to be as good in {age_seconds:.0f} s: {said}")
     return Decision(None, f"{units} units in this step; {said}")
+
+
+class Verdict(StrEnum):
+    """What a rule says of a version."""
+
+    UNDECIDED = "undecided"
+    NOT_WORSE = "not_worse"
+    WORSE = "worse"
+
+
+def measure_verdict(comparison: Comparison, rules: RolloutRules = DEFAULT_RULES) -> Verdict:
+    """Return what one measure says by now."""
+    if comparison.worse.has_reached(rules.false_alarm_rate / _ALARM_PARTS):
+        return Verdict.WORSE
+    is_fine = comparison.fine is not None and comparison.fine.has_reached(rules.miss_rate)
+    return Verdict.NOT_WORSE if is_fine else Verdict.UNDECIDED
+
+
+def marks_verdict(situation: Situation, rules: RolloutRules = DEFAULT_RULES) -> Verdict:
+    """Return what the marks say by now; they can only say that the version is worse."""
+    return Verdict.UNDECIDED if _gross_alarm(situation, rules) is None else Verdict.WORSE

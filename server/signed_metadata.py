@@ -8,14 +8,18 @@ The rules (specification 1.0, https://theupdateframework.github.io/specification
 2. Files are named `<version>.<role>.json`, and `timestamp.json`. A file is there before the one that names it, and
    appears whole: a reader sees the repository before a change or after it.
 3. Versions grow by one. A new root is signed by the old root's keys and its own.
-4. `refresh` signs snapshot and timestamp anew before they expire, with online keys alone.
+4. `refresh` signs snapshot and timestamp anew before they expire, with online keys alone. It also ends what a process
+   that died left half done: targets that no snapshot names yet.
+5. One process at a time changes the folder: it holds the lock of the file `<folder>.lock` beside it.
 
 Nothing here reads a clock: times are passed in.
 """
 
+import fcntl
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,6 +33,7 @@ from quantization.errors import ConfigurationError, NotFoundError
 from quantization.manifest import MAX_MANIFEST_BYTES
 from quantization.target_name import TargetName
 from server.keys import ROLES, KeyFolder
+from server.target_signing import checked_targets
 
 _Signed = TypeVar("_Signed", bound=Signed)
 
@@ -88,6 +93,12 @@ class SignedMetadata:
         Raises:
             ConfigurationError: If there is a repository already, or the folder cannot be written.
         """
+        with self._changing():
+            self._create(offline, online, now_seconds, root_keys, targets_keys)
+
+    def _create(
+        self, offline: KeyFolder, online: KeyFolder, now_seconds: float, root_keys: int, targets_keys: int
+    ) -> None:
         if self._newest("root"):
             raise ConfigurationError(f"{self.path} holds a repository already; rotate its keys instead")
         if min(root_keys, targets_keys) < 1:
@@ -127,37 +138,78 @@ class SignedMetadata:
             ConfigurationError: If a manifest is larger than a device reads, or a name has another content already.
             NotFoundError: If a key, or the repository, is not there.
         """
-        targets = self._read("targets", Targets)
-        for name in withdrawn:
-            targets.targets.pop(str(name), None)
-        for name, manifest in manifests.items():
-            if not 0 < len(manifest) <= MAX_MANIFEST_BYTES:
-                raise ConfigurationError(
-                    f"manifest of {name} has {len(manifest)} bytes; 1 to {MAX_MANIFEST_BYTES} are allowed"
-                )
-            file = TargetFile.from_data(str(name), manifest, ["sha256"])
-            known = targets.targets.setdefault(str(name), file)
-            if known.hashes != file.hashes:
-                raise ConfigurationError(f"{name} has another content already; publish it as a newer version")
-        targets.version += 1
-        root = self._read("root", Root)
-        self._sign("targets", targets, root, offline, now_seconds)
-        self._sign_online(root, online, now_seconds)
+        with self._changing():
+            targets = self._read("targets", Targets)
+            for name in withdrawn:
+                targets.targets.pop(str(name), None)
+            for name, manifest in manifests.items():
+                if not 0 < len(manifest) <= MAX_MANIFEST_BYTES:
+                    raise ConfigurationError(
+                        f"manifest of {name} has {len(manifest)} bytes; 1 to {MAX_MANIFEST_BYTES} are allowed"
+                    )
+                file = TargetFile.from_data(str(name), manifest, ["sha256"])
+                known = targets.targets.setdefault(str(name), file)
+                if known.hashes != file.hashes:
+                    raise ConfigurationError(
+                        f"{name} has another content already; publish it as a newer version"
+                    )
+            targets.version += 1
+            root = self._read("root", Root)
+            self._sign("targets", targets, root, offline, now_seconds)
+            self._sign_online(root, online, now_seconds)
+
+    def accept_targets(self, data: bytes, *, online: KeyFolder, now_seconds: float) -> None:
+        """Put a file of targets in place that was signed elsewhere; devices trust it as soon as this returns.
+
+        Args:
+            data: The file, as `server.target_signing.sign_targets` made it; the newest one again changes nothing.
+            online: Has the keys of snapshot and timestamp.
+            now_seconds: Seconds since 1970 (UTC).
+
+        Raises:
+            ConfigurationError: If the file is damaged, expired, not signed by enough keys of targets, or does not
+                follow the newest one.
+            NotFoundError: If a key, or the repository, is not there.
+        """
+        with self._changing():
+            root = self._read("root", Root)
+            if data != self.read("targets"):
+                version = checked_targets(data, root, now_seconds=now_seconds).version
+                newest = self._newest("targets")
+                if version != newest + 1:
+                    raise ConfigurationError(
+                        f"version {newest + 1} of targets is next, not {version}: another file was signed meanwhile; "
+                        "ask again what is to be signed"
+                    )
+                _put(self.path / f"{version}.targets.json", data)
+            self._sign_online(root, online, now_seconds)
 
     def refresh(self, online: KeyFolder, *, now_seconds: float) -> bool:
-        """Sign snapshot and timestamp anew if half of their lifetimes is over; return whether they were.
+        """Sign snapshot and timestamp anew if half of their lifetimes is over, or they name no newest file.
+
+        Returns whether they were.
 
         Raises:
             NotFoundError: If a key, or the repository, is not there.
         """
-        now = _time(now_seconds)
-        is_due = False
-        for role, kind in (("snapshot", Snapshot), ("timestamp", Timestamp)):
-            half = timedelta(days=getattr(self._lifetimes, role) / 2)
-            is_due = is_due or self._read(role, kind).expires - now < half
-        if is_due:
-            self._sign_online(self._read("root", Root), online, now_seconds)
+        with self._changing():
+            is_due = self._is_half_over(now_seconds) or not self._names_the_newest()
+            if is_due:
+                self._sign_online(self._read("root", Root), online, now_seconds)
         return is_due
+
+    def _is_half_over(self, now_seconds: float) -> bool:
+        now = _time(now_seconds)
+        return any(
+            self._read(role, kind).expires - now < timedelta(days=getattr(self._lifetimes, role) / 2)
+            for role, kind in (("snapshot", Snapshot), ("timestamp", Timestamp))
+        )
+
+    def _names_the_newest(self) -> bool:
+        """Return whether the timestamp leads to the newest snapshot, and that to the newest targets."""
+        named = self._read("timestamp", Timestamp).snapshot_meta.version
+        targets = self._read("snapshot", Snapshot).meta["targets.json"].version
+        return named == self._newest("snapshot") and targets == self._newest("targets")
 
     def rotate(
         self, role: str, *, offline: KeyFolder, online: KeyFolder, now_seconds: float, keys: int = 1
@@ -177,6 +229,12 @@ class SignedMetadata:
             ConfigurationError: If there is no such role.
             NotFoundError: If a key, or the repository, is not there.
         """
+        with self._changing():
+            self._rotate(role, offline, online, now_seconds, keys)
+
+    def _rotate(
+        self, role: str, offline: KeyFolder, online: KeyFolder, now_seconds: float, keys: int
+    ) -> None:
         if keys < 1:
             raise ConfigurationError("a role needs one key at least")
         folder = offline if role in ("root", "targets") else online
@@ -229,6 +287,21 @@ class SignedMetadata:
         """
         files = self._read("targets", Targets).targets
         return {TargetName.parse(name): file.hashes["sha256"] for name, file in files.items()}
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Keep other processes, and threads, from changing the folder while the block runs."""
+        path = self.path.with_name(f"{self.path.name}.lock")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise ConfigurationError(f"{path} cannot be written ({error.strerror})") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def _sign_online(self, root: Root, online: KeyFolder, now_seconds: float) -> None:
         snapshot, timestamp = self._read("snapshot", Snapshot), self._read("timestamp", Timestamp)

@@ -46,6 +46,14 @@ class ServedTarget:
         return Assignment(self.versions[0].version, self.versions[0].manifest_digest)
 
     @property
+    def base(self) -> Assignment:
+        """What devices outside an open rollout get."""
+        if self.rollout is not None and self.rollout.is_open:
+            return Assignment(self.rollout.base_version, self.rollout.base_manifest_digest)
+        newest = self.versions[0]
+        return Assignment(newest.version, newest.manifest_digest)
+
+    @property
     def manifest_digests(self) -> tuple[str, ...]:
         """Manifests of all versions, newest first, each once."""
         return tuple(dict.fromkeys(version.manifest_digest for version in self.versions))

@@ -3,31 +3,44 @@
 The rules:
 
 1. A report counts once: one whose sequence number is not above the device's last is dropped. So a device may send
-   again whatever it is not sure of.
+   again whatever it is not sure of. Its last is that of all its reports, of whatever model and class.
 2. What a device did before a rollout is fixed when it first reports into it; what it counts under a version that
    it should not have is no evidence.
 3. Devices that no share of the plan reaches are the ones that canaries are compared with. A device that is yet to
    have the new version is neither.
 4. Units are only ever added, and whoever folds them in order of their number gets the same evidence. While a report
    is folded the rollout's row is locked, so that numbers are in order on every database.
+5. The totals of classes (`server.class_totals`) change in the transaction that folds.
 """
 
-from collections.abc import Iterator
+import os
+import socket
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from quantization.errors import MalformedError, NotFoundError
+from quantization.errors import MalformedError, NotFoundError, QuantFleetError
+from server.class_totals import TotalsChanges, shard_of
 from server.rollout import Rollout, has_new_version, is_never_canary
 from server.rollout_registry import TELEMETRY, RolloutRegistry
 from server.rollout_rows import open_rollout_row, rollout_of
 from server.rollout_rules import Evidence, Situation, decide
 from server.rollout_settings import DEFAULT_RULES, RolloutRules
 from server.rollout_units import Expectation, Marks, Unit, is_mature, marks_of, unit_of
-from server.tables import NAME_LENGTH, DeviceTelemetryRow, RolloutDeviceRow, RolloutRow, RolloutUnitRow
+from server.tables import (
+    NAME_LENGTH,
+    DeviceClassRow,
+    DeviceTelemetryRow,
+    ModelRow,
+    RolloutDeviceRow,
+    RolloutRow,
+    RolloutUnitRow,
+    TargetRow,
+)
 from server.telemetry_codec import counts_from_json, counts_to_json
 from server.telemetry_counts import TelemetryCounts
 
@@ -48,8 +61,11 @@ class DeviceReport:
         sequence: Grows with every report of the device, from 1.
         version: Version of the target that answered.
         counts: What was counted.
-        failed_versions: Versions that could not be loaded or failed their self-test, one for each attempt; the
-            device then runs, and reports of, another version.
+        failed_versions: Versions that could not be loaded, failed their self-test or their trial, one for each
+            attempt; the device then runs, and reports of, another version.
+        manifest_digest: SHA-256 of the manifest that answered, hex; empty where it is not known.
+        observed_values: Values observed at activation sites.
+        clipped_values: Those beyond their site's range.
     """
 
     model_digest: str
@@ -59,6 +75,9 @@ class DeviceReport:
     version: int
     counts: TelemetryCounts
     failed_versions: tuple[int, ...] = ()
+    manifest_digest: str = ""
+    observed_values: int = 0
+    clipped_values: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what no device can report."""
@@ -70,12 +89,48 @@ class DeviceReport:
             raise MalformedError(f"report {self.sequence} of version {self.version}")
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceReports:
+    """What one device sends at once.
+
+    Attributes:
+        device_id: Name of the device, as its identity proves it.
+        reports: In order of their sequence; none only asks what is stored.
+    """
+
+    device_id: str
+    reports: tuple[DeviceReport, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """What became of the reports of one device.
+
+    Attributes:
+        stored_sequence: The device's reports up to this number are counted; 0 where none is.
+        counted: Those that were new, in order of their sequence.
+    """
+
+    stored_sequence: int
+    counted: tuple[DeviceReport, ...] = ()
+
+
 class TelemetryRegistry:
     """Counts and evidence; shares its database with `server.rollout_registry.RolloutRegistry`."""
 
-    def __init__(self, engine: Engine, rules: RolloutRules = DEFAULT_RULES) -> None:
+    def __init__(
+        self, engine: Engine, rules: RolloutRules = DEFAULT_RULES, *, process: str | None = None
+    ) -> None:
+        """Share an engine.
+
+        Args:
+            engine: Of the registry's database, migrated.
+            rules: How much evidence moves a rollout.
+            process: A name that no other server process has; None makes one of the host and the process.
+        """
         self._engine = engine
         self._rules = rules
+        self._shard = shard_of(process or f"{socket.gethostname()}:{os.getpid()}")
 
     def fold(self, report: DeviceReport) -> bool:
         """Count a report; return whether it was new.
@@ -94,6 +149,23 @@ class TelemetryRegistry:
                 raise NotFoundError(
                     f"model {report.model_digest[:12]} or device class '{report.device_class}' is not registered"
                 ) from error
+
+    def fold_all(self, calls: Sequence[DeviceReports]) -> tuple[Folded | QuantFleetError, ...]:
+        """Count the reports of many devices in one transaction; return what became of each call, in their order.
+
+        A call that is refused (a model or class that is not registered, counts beyond their bounds) leaves no trace and
+        does not hinder the others: its error is returned in its place.
+        """
+        results: dict[int, Folded | QuantFleetError] = {}
+        in_order = sorted(
+            range(len(calls)), key=lambda place: calls[place].device_id
+        )  # servers lock in one order
+        with Session(self._engine) as session, session.begin():
+            known, changes = _Registered(session), TotalsChanges()
+            for place in in_order:
+                results[place] = self._fold_call(session, calls[place], known, changes)
+            changes.store(session, self._shard)
+        return tuple(results[place] for place in range(len(calls)))
 
     def counts(self, model_digest: str, device_class: str, version: int) -> TelemetryCounts:
         """Return the merged counts of the devices that last reported this version."""
@@ -135,14 +207,49 @@ class TelemetryRegistry:
 
     def _fold_once(self, report: DeviceReport) -> bool:
         with Session(self._engine) as session, session.begin():
-            return self._fold(session, report)
+            changes = TotalsChanges()
+            is_new = self._fold(session, report, changes)
+            changes.store(session, self._shard)
+            return is_new
 
-    def _fold(self, session: Session, report: DeviceReport) -> bool:
+    def _fold_call(
+        self,
+        session: Session,
+        call: DeviceReports,
+        known: "_Registered",
+        changes: TotalsChanges,
+        *,
+        is_first: bool = True,
+    ) -> Folded | QuantFleetError:
+        mine = TotalsChanges()
+        try:
+            with session.begin_nested():
+                stored = _stored_sequence(session, call.device_id)
+                new = [known.checked(report) for report in call.reports if report.sequence > stored]
+                counted = tuple(report for report in new if self._fold(session, report, mine))
+        except IntegrityError:  # another process has made the device's first row meanwhile
+            if not is_first:
+                raise
+            return self._fold_call(session, call, known, changes, is_first=False)
+        except QuantFleetError as error:
+            return error
+        changes.merge(mine)
+        return Folded(max([stored, *(report.sequence for report in counted)]), counted)
+
+    def _fold(self, session: Session, report: DeviceReport, changes: TotalsChanges) -> bool:
         rollout_row = open_rollout_row(session, report.model_digest, report.device_class)
         key = (report.model_digest, report.device_class, report.device_id)
         row = session.get(DeviceTelemetryRow, key, with_for_update=True)
         if row is not None and report.sequence <= row.last_sequence:
             return False
+        changes.add_report(
+            *key[:2],
+            version=report.version,
+            version_before=None if row is None else row.version,
+            counts=report.counts,
+            observed_values=report.observed_values,
+            clipped_values=report.clipped_values,
+        )
         if row is None:
             row = DeviceTelemetryRow(
                 model_digest=report.model_digest,
@@ -206,6 +313,46 @@ class TelemetryRegistry:
         """Yield a session that takes no write lock."""
         with Session(self._engine.execution_options(begin="DEFERRED")) as session:
             yield session
+
+
+class _Registered:
+    """Which models, classes and versions there are, asked once in a transaction."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._classes: dict[tuple[str, str], bool] = {}
+        self._manifests: dict[tuple[str, str, int], str] = {}
+
+    def checked(self, report: DeviceReport) -> DeviceReport:
+        """Return the report; of version 0, which is no target, if its manifest is not the version's.
+
+        Raises:
+            NotFoundError: The model or the device class is not registered.
+        """
+        key = (report.model_digest, report.device_class)
+        if key not in self._classes:
+            rows = (self._session.get(ModelRow, key[0]), self._session.get(DeviceClassRow, key[1]))
+            self._classes[key] = None not in rows
+        if not self._classes[key]:
+            raise NotFoundError(f"model {key[0][:12]} or device class '{key[1]}' is not registered")
+        if not report.version or not report.manifest_digest:
+            return report
+        version = (*key, report.version)
+        if version not in self._manifests:
+            row = self._session.get(TargetRow, version)
+            self._manifests[version] = "" if row is None else row.manifest_digest
+        is_target = self._manifests[version] == report.manifest_digest
+        return report if is_target else replace(report, version=0)
+
+
+def _stored_sequence(session: Session, device_id: str) -> int:
+    """Return the last sequence of a device over all models and classes; by the key, so without a look at others."""
+    mine = (
+        DeviceTelemetryRow.model_digest == ModelRow.digest,
+        DeviceTelemetryRow.device_class == DeviceClassRow.name,
+        DeviceTelemetryRow.device_id == device_id,
+    )
+    return session.scalar(select(func.max(DeviceTelemetryRow.last_sequence)).where(*mine)) or 0
 
 
 def _new_device(rollout: Rollout, device_id: str, before: str, *, is_canary: bool) -> RolloutDeviceRow:

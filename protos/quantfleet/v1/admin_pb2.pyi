@@ -204,12 +204,14 @@ class PromoteResponse(_message.Message):
     def __init__(self, rollout: _Optional[_Union[Rollout, _Mapping]] = ...) -> None: ...
 
 class RollbackRequest(_message.Message):
-    __slots__ = ("rollout_id", "reason")
+    __slots__ = ("rollout_id", "reason", "signed_targets")
     ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    SIGNED_TARGETS_FIELD_NUMBER: _ClassVar[int]
     rollout_id: str
     reason: str
-    def __init__(self, rollout_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    signed_targets: bytes
+    def __init__(self, rollout_id: _Optional[str] = ..., reason: _Optional[str] = ..., signed_targets: _Optional[bytes] = ...) -> None: ...
 
 class RollbackResponse(_message.Message):
     __slots__ = ("rollout", "version")
@@ -219,15 +221,57 @@ class RollbackResponse(_message.Message):
     version: int
     def __init__(self, rollout: _Optional[_Union[Rollout, _Mapping]] = ..., version: _Optional[int] = ...) -> None: ...
 
+class PlanSigningRequest(_message.Message):
+    __slots__ = ("manifest_digest", "rollout_id", "is_again")
+    MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
+    IS_AGAIN_FIELD_NUMBER: _ClassVar[int]
+    manifest_digest: bytes
+    rollout_id: str
+    is_again: bool
+    def __init__(self, manifest_digest: _Optional[bytes] = ..., rollout_id: _Optional[str] = ..., is_again: _Optional[bool] = ...) -> None: ...
+
+class PlanSigningResponse(_message.Message):
+    __slots__ = ("model_digest", "device_class", "version", "names", "targets_metadata", "root_metadata")
+    MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_CLASS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_METADATA_FIELD_NUMBER: _ClassVar[int]
+    ROOT_METADATA_FIELD_NUMBER: _ClassVar[int]
+    model_digest: bytes
+    device_class: str
+    version: int
+    names: _containers.RepeatedCompositeFieldContainer[SignedName]
+    targets_metadata: bytes
+    root_metadata: bytes
+    def __init__(self, model_digest: _Optional[bytes] = ..., device_class: _Optional[str] = ..., version: _Optional[int] = ..., names: _Optional[_Iterable[_Union[SignedName, _Mapping]]] = ..., targets_metadata: _Optional[bytes] = ..., root_metadata: _Optional[bytes] = ...) -> None: ...
+
+class SignedName(_message.Message):
+    __slots__ = ("version", "manifest_digest", "size_bytes")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    manifest_digest: bytes
+    size_bytes: int
+    def __init__(self, version: _Optional[int] = ..., manifest_digest: _Optional[bytes] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
 class PublishRequest(_message.Message):
-    __slots__ = ("manifest_digest", "is_immediate", "reason")
+    __slots__ = ("manifest_digest", "is_immediate", "reason", "version", "signed_targets", "is_again")
     MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
     IS_IMMEDIATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SIGNED_TARGETS_FIELD_NUMBER: _ClassVar[int]
+    IS_AGAIN_FIELD_NUMBER: _ClassVar[int]
     manifest_digest: bytes
     is_immediate: bool
     reason: str
-    def __init__(self, manifest_digest: _Optional[bytes] = ..., is_immediate: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+    version: int
+    signed_targets: bytes
+    is_again: bool
+    def __init__(self, manifest_digest: _Optional[bytes] = ..., is_immediate: _Optional[bool] = ..., reason: _Optional[str] = ..., version: _Optional[int] = ..., signed_targets: _Optional[bytes] = ..., is_again: _Optional[bool] = ...) -> None: ...
 
 class PublishResponse(_message.Message):
     __slots__ = ("rollout",)

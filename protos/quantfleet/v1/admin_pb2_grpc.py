@@ -69,6 +69,11 @@ class AdminServiceStub:
                 request_serializer=protos_dot_quantfleet_dot_v1_dot_admin__pb2.RollbackRequest.SerializeToString,
                 response_deserializer=protos_dot_quantfleet_dot_v1_dot_admin__pb2.RollbackResponse.FromString,
                 _registered_method=True)
+        self.PlanSigning = channel.unary_unary(
+                '/quantfleet.v1.AdminService/PlanSigning',
+                request_serializer=protos_dot_quantfleet_dot_v1_dot_admin__pb2.PlanSigningRequest.SerializeToString,
+                response_deserializer=protos_dot_quantfleet_dot_v1_dot_admin__pb2.PlanSigningResponse.FromString,
+                _registered_method=True)
         self.Publish = channel.unary_unary(
                 '/quantfleet.v1.AdminService/Publish',
                 request_serializer=protos_dot_quantfleet_dot_v1_dot_admin__pb2.PublishRequest.SerializeToString,
@@ -129,9 +134,16 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PlanSigning(self, request, context):
+        """Says what has to be signed before an artifact can be published, or a rollout be taken back; changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Publish(self, request, context):
         """Opens a rollout of an artifact that is in the blob store. FAILED_PRECONDITION if another one is open for the model
-        and class.
+        and class, or the signatures that it needs are missing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -174,6 +186,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Rollback,
                     request_deserializer=protos_dot_quantfleet_dot_v1_dot_admin__pb2.RollbackRequest.FromString,
                     response_serializer=protos_dot_quantfleet_dot_v1_dot_admin__pb2.RollbackResponse.SerializeToString,
+            ),
+            'PlanSigning': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanSigning,
+                    request_deserializer=protos_dot_quantfleet_dot_v1_dot_admin__pb2.PlanSigningRequest.FromString,
+                    response_serializer=protos_dot_quantfleet_dot_v1_dot_admin__pb2.PlanSigningResponse.SerializeToString,
             ),
             'Publish': grpc.unary_unary_rpc_method_handler(
                     servicer.Publish,
@@ -370,6 +387,33 @@ class AdminService:
             '/quantfleet.v1.AdminService/Rollback',
             protos_dot_quantfleet_dot_v1_dot_admin__pb2.RollbackRequest.SerializeToString,
             protos_dot_quantfleet_dot_v1_dot_admin__pb2.RollbackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanSigning(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quantfleet.v1.AdminService/PlanSigning',
+            protos_dot_quantfleet_dot_v1_dot_admin__pb2.PlanSigningRequest.SerializeToString,
+            protos_dot_quantfleet_dot_v1_dot_admin__pb2.PlanSigningResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,9 +47,11 @@ class AdminServiceStub:
     """Publishes the content from before the rollout as a newer version for all devices. FAILED_PRECONDITION if there is
     nothing before it.
     """
+    PlanSigning: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PlanSigningRequest, _admin_pb2.PlanSigningResponse]
+    """Says what has to be signed before an artifact can be published, or a rollout be taken back; changes nothing."""
     Publish: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PublishRequest, _admin_pb2.PublishResponse]
     """Opens a rollout of an artifact that is in the blob store. FAILED_PRECONDITION if another one is open for the model
-    and class.
+    and class, or the signatures that it needs are missing.
     """
 
 @_typing.type_check_only
@@ -71,9 +73,11 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Publishes the content from before the rollout as a newer version for all devices. FAILED_PRECONDITION if there is
     nothing before it.
     """
+    PlanSigning: _aio.UnaryUnaryMultiCallable[_admin_pb2.PlanSigningRequest, _admin_pb2.PlanSigningResponse]  # type: ignore[assignment]
+    """Says what has to be signed before an artifact can be published, or a rollout be taken back; changes nothing."""
     Publish: _aio.UnaryUnaryMultiCallable[_admin_pb2.PublishRequest, _admin_pb2.PublishResponse]  # type: ignore[assignment]
     """Opens a rollout of an artifact that is in the blob store. FAILED_PRECONDITION if another one is open for the model
-    and class.
+    and class, or the signatures that it needs are missing.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -136,13 +140,21 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def PlanSigning(
+        self,
+        request: _admin_pb2.PlanSigningRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.PlanSigningResponse, _abc.Awaitable[_admin_pb2.PlanSigningResponse]]:
+        """Says what has to be signed before an artifact can be published, or a rollout be taken back; changes nothing."""
+
+    @_abc_1.abstractmethod
     def Publish(
         self,
         request: _admin_pb2.PublishRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.PublishResponse, _abc.Awaitable[_admin_pb2.PublishResponse]]:
         """Opens a rollout of an artifact that is in the blob store. FAILED_PRECONDITION if another one is open for the model
-        and class.
+        and class, or the signatures that it needs are missing.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

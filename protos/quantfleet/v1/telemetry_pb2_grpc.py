@@ -46,7 +46,9 @@ class TelemetryServiceServicer:
 
     def Report(self, request, context):
         """Stores reports; one that was stored before is not counted again. A device sends its reports in order of sequence,
-        and keeps each until the server says that it is stored.
+        and keeps each until the server says that it is stored. NOT_FOUND if a model or class is not registered, and
+        INVALID_ARGUMENT if a report is malformed: none of the call's reports is stored then, and sending them again is of
+        no use.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

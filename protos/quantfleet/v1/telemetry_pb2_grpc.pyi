@@ -33,7 +33,9 @@ class TelemetryServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TelemetryServiceAsyncStub: ...
     Report: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.ReportRequest, _telemetry_pb2.ReportResponse]
     """Stores reports; one that was stored before is not counted again. A device sends its reports in order of sequence,
-    and keeps each until the server says that it is stored.
+    and keeps each until the server says that it is stored. NOT_FOUND if a model or class is not registered, and
+    INVALID_ARGUMENT if a report is malformed: none of the call's reports is stored then, and sending them again is of
+    no use.
     """
 
 @_typing.type_check_only
@@ -41,7 +43,9 @@ class TelemetryServiceAsyncStub(TelemetryServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Report: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.ReportRequest, _telemetry_pb2.ReportResponse]  # type: ignore[assignment]
     """Stores reports; one that was stored before is not counted again. A device sends its reports in order of sequence,
-    and keeps each until the server says that it is stored.
+    and keeps each until the server says that it is stored. NOT_FOUND if a model or class is not registered, and
+    INVALID_ARGUMENT if a report is malformed: none of the call's reports is stored then, and sending them again is of
+    no use.
     """
 
 class TelemetryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -52,7 +56,9 @@ class TelemetryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_telemetry_pb2.ReportResponse, _abc.Awaitable[_telemetry_pb2.ReportResponse]]:
         """Stores reports; one that was stored before is not counted again. A device sends its reports in order of sequence,
-        and keeps each until the server says that it is stored.
+        and keeps each until the server says that it is stored. NOT_FOUND if a model or class is not registered, and
+        INVALID_ARGUMENT if a report is malformed: none of the call's reports is stored then, and sending them again is of
+        no use.
         """
 
 def add_TelemetryServiceServicer_to_server(servicer: TelemetryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,31 @@
+"""Settings of the telemetry service."""
+
+from dataclasses import dataclass
+
+from quantization.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetrySettings:
+    """How often devices report, and how many reports are taken at once.
+
+    Attributes:
+        report_seconds: Mean time between two reports of one device.
+        reports_per_second: Reports that the database is expected to take; the more devices wait, the later they are
+            told to come again.
+        max_waiting_calls: Calls that wait for the database; a further one is refused until later.
+        calls_per_transaction: Calls that are stored together.
+        wait_seconds: Longest time that a call waits for the database.
+    """
+
+    report_seconds: float = 60.0
+    reports_per_second: float = 200.0
+    max_waiting_calls: int = 8192
+    calls_per_transaction: int = 128
+    wait_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Refuse what would stop the service."""
+        wrong = [name for name in self.__slots__ if not getattr(self, name) > 0]
+        if wrong:
+            raise ConfigurationError(f"settings of the telemetry service must be above 0: {', '.join(wrong)}")
