@@ -61,11 +61,7 @@ class ServiceFile:
         """Refuse what is no address and no name."""
         Principal(Role.DEVICE, self.device)
         for address in (self.address, self.enrolment_address):
-            host, _, port = address.rpartition(":")
-            if not (
-                host and port.isdecimal() and len(address) <= MAX_ADDRESS_LENGTH and 0 < int(port) < 65536
-            ):
-                raise MalformedError(f"{address[:80]!r} is not an address, such as fleet.example.org:9443")
+            check_address(address)
 
     def to_bytes(self) -> bytes:
         """Return the file."""
@@ -204,6 +200,18 @@ def check_certificate(
     expected = Principal(Role.DEVICE, device).uri
     if uris != [expected]:
         raise MalformedError(f"the certificate names {', '.join(uris)[:300] or 'nobody'}, not {expected}")
+
+
+def check_address(address: str) -> str:
+    """Return "host:port" that is one.
+
+    Raises:
+        MalformedError: It is none.
+    """
+    host, _, port = address.rpartition(":")
+    if not (host and len(address) <= MAX_ADDRESS_LENGTH and port.isdecimal() and 0 < int(port[:6]) < 65536):
+        raise MalformedError(f"{address[:80]!r} is not an address, such as fleet.example.org:9443")
+    return address
 
 
 def check_private(path: Path) -> None:

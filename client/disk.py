@@ -26,6 +26,13 @@ class Disk:
         with path.open("wb") as file:
             file.write(data)
 
+    def write_private(self, path: Path, data: bytes) -> None:
+        """Write a file from its start that its owner alone may read, from the moment it is there."""
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, 0o600)
+            file.write(data)
+
     def append(self, path: Path, data: bytes) -> None:
         """Write behind the end of a file, which is created if need be."""
         with path.open("ab") as file:
@@ -48,17 +55,23 @@ class Disk:
         path.unlink(missing_ok=True)
 
 
-def replace_file(disk: Disk, path: Path, data: bytes) -> None:
+def replace_file(disk: Disk, path: Path, data: bytes, *, is_private: bool = False) -> None:
     """Put `data` in the place of a file: all at once, and for good when this returns.
 
     Processes and threads may do so with the same file at the same time: one of them is the last.
+
+    Args:
+        disk: Does it.
+        path: Of the file.
+        data: Its new content.
+        is_private: Whether its owner alone may read it.
 
     Raises:
         ConfigurationError: If it cannot be written; the file is as it was.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}{TEMPORARY}")
     try:
-        disk.write(temporary, data)
+        (disk.write_private if is_private else disk.write)(temporary, data)
         disk.sync(temporary)
         disk.rename(temporary, path)
         disk.sync(path.parent)

@@ -31,6 +31,9 @@ class DyingDisk(Disk):
     def write(self, path: Path, data: bytes) -> None:
         self._put(path, data, b"", super().write)
 
+    def write_private(self, path: Path, data: bytes) -> None:
+        self._put(path, data, b"", super().write_private)
+
     def append(self, path: Path, data: bytes) -> None:
         self._put(path, data, self._contents.get(path, _content(path) or b""), super().append)
 
