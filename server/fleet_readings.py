@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from quantization.errors import MalformedError
 from quantization.renormalization import DriftRule
 from server.blob_store import BlobStore
-from server.class_totals import ClassTotals, TotalsKey
+from server.class_totals import ClassTotals, TotalsKey, read_totals
 from server.generation import FINAL_STEPS, Step
 from server.layer_bits import bits_by_layer, mean_bits_by_group, node_order
 from server.rollout import Rollout
@@ -102,9 +102,8 @@ class FleetReader:
             policies = _policies(session, targets)
             drift = _drift_ratios(session)
             generations = _generations(session)
+            by_version, by_class = read_totals(session, _shown(targets, rollouts))
             mean_bits = {name: self._bits_of(session, key) for name, key in policies.items()}
-        by_version: dict[TotalsKey, ClassTotals] = {}
-        by_class: dict[str, ClassTotals] = {}
         return FleetReadings(
             tuple(
                 ClassReading(

@@ -201,3 +201,24 @@ class RolloutUnitRow(Base):
     failures: Mapped[float | None] = mapped_column(Double)
     latency: Mapped[float | None] = mapped_column(Double)
     memory: Mapped[float | None] = mapped_column(Double)
+
+
+class ClassTotalsRow(Base):
+    """A part of what the devices of a class have counted under one version, or all; see `server.class_totals`."""
+
+    __tablename__ = "class_totals"
+
+    model_digest: Mapped[str] = mapped_column(ForeignKey("models.digest"), primary_key=True)
+    device_class: Mapped[str] = mapped_column(ForeignKey("device_classes.name"), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    shard: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    devices: Mapped[int] = mapped_column(BigInteger)
+    samples: Mapped[int] = mapped_column(BigInteger)
+    failures: Mapped[int] = mapped_column(BigInteger)
+    load_failures: Mapped[int] = mapped_column(BigInteger)
+    labelled: Mapped[int] = mapped_column(BigInteger)
+    hits: Mapped[int] = mapped_column(BigInteger)
+    judged: Mapped[int] = mapped_column(BigInteger)
+    agreements: Mapped[int] = mapped_column(BigInteger)
+    observed_values: Mapped[int] = mapped_column(BigInteger)
+    clipped_values: Mapped[int] = mapped_column(BigInteger)
