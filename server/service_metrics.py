@@ -6,6 +6,7 @@ A class is a label only once the registry knows it: whoever counts passes names 
 from enum import StrEnum
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
+from sqlalchemy.exc import SQLAlchemyError
 
 from protos.quantfleet.v1 import telemetry_pb2 as pb
 from quantization.errors import (
@@ -49,6 +50,7 @@ _REASONS: tuple[tuple[type[BaseException], str], ...] = (
     (ConfigurationError, "malformed"),
     (DigestMismatchError, "damaged"),
     (IllegalTransitionError, "conflict"),
+    (SQLAlchemyError, "unavailable"),
     (TimeoutError, "stalled"),
 )
 REFUSAL_REASONS = tuple(dict.fromkeys([*(reason for _, reason in _REASONS), "internal"]))
