@@ -24,6 +24,7 @@ from server.fleet_readings import ClassReading, FleetReader, FleetReadings
 from server.generation import FINAL_STEPS
 from server.refreshed import Refreshed
 from server.rollout import Phase
+from server.tuning_metrics import tuning_metrics
 
 MAX_AGE_SECONDS = 5.0
 STORE_MAX_AGE_SECONDS = 300.0
@@ -122,7 +123,8 @@ class FleetMetrics(Collector):
         yield from _targets(readings.classes)
         yield from _rollouts(readings.classes)
         yield from _quality(readings.classes)
-        yield from _tuning(readings.classes)
+        yield from _policies(readings.classes)
+        yield from tuning_metrics(readings.tuning)
 
 
 def _targets(classes: tuple[ClassReading, ...]) -> Iterator[Metric]:
@@ -193,7 +195,7 @@ def _quality(classes: tuple[ClassReading, ...]) -> Iterator[Metric]:
     yield from (accuracy, agreement, clipped, *counters.values())
 
 
-def _tuning(classes: tuple[ClassReading, ...]) -> Iterator[Metric]:
+def _policies(classes: tuple[ClassReading, ...]) -> Iterator[Metric]:
     drift = _by_class("drift_ratio", "Part of the layers that had drifted when devices were last asked.")
     bits = GaugeMetricFamily(
         "quantfleet_bits_mean",
