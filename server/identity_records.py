@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
+
 from server.identity_tables import DeviceRow, EnrolmentTokenRow
 
 
@@ -32,6 +34,11 @@ class Device:
         if self.revoked_at_seconds is not None:
             return "revoked"
         return "expired" if self.not_after_seconds < now_seconds else "enrolled"
+
+    def openssh_key(self) -> str:
+        """Return the public key as OpenSSH and Flower's SuperLink read it, with the name as its comment."""
+        key = load_der_public_key(bytes.fromhex(self.public_key))
+        return f"{key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()} {self.name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,10 @@ class PkiFolder:
         """Return the authority's certificate; errors are those of `authority`."""
         return self._read("ca.crt")
 
+    def authority_expires_at_seconds(self) -> float:
+        """Return when the authority's certificate ends, in seconds since 1970 (UTC); errors as above."""
+        return self._parse("ca.crt").not_valid_after_utc.timestamp()
+
     def issue_server(self, hosts: Sequence[str], *, now_seconds: float) -> Issued:
         """Return a new certificate of the server, once it is stored; its key is made where it is not there.
 
