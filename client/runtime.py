@@ -21,8 +21,8 @@ from quantization.self_testing import SelfTest
 Float32Array = NDArray[np.float32]
 InputHook = Callable[[Float32Array], None]
 """Is handed every batch that was inferred; must be quick and must not raise."""
-RunHook = Callable[[Manifest, float, bool], None]
-"""Is told of every run: of which artifact, how many seconds it took, and whether it gave finite outputs."""
+RunHook = Callable[[Manifest, int, float, bool], None]
+"""Is told of every run: of which artifact, how many inputs, the seconds it took, whether it gave finite outputs."""
 
 _ORT_ERRORS = (
     ort_errors.EPFail,
@@ -140,6 +140,19 @@ class _Live:
     output: str
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Answered:
+    """What the model said to one batch.
+
+    Attributes:
+        output: The model's first output: float32 logits, shape (n, classes).
+        manifest: Of the artifact that said so.
+    """
+
+    output: Float32Array
+    manifest: Manifest
+
+
 class Runtime:
     """Serves one artifact, and swaps to another in the background.
 
@@ -181,7 +194,11 @@ class Runtime:
         return self._live.manifest.generation
 
     def infer(self, x: AnyArray) -> Float32Array:
-        """Return the model's first output for one batch: float32 logits, shape (n, classes).
+        """Return the model's first output for one batch: float32 logits, shape (n, classes); see `answer`."""
+        return self.answer(x).output
+
+    def answer(self, x: AnyArray) -> Answered:
+        """Return what the model says to one batch, and which artifact said so.
 
         Where an artifact on trial cannot run a batch, or gives no finite outputs, what served before it runs the batch.
 
@@ -200,10 +217,11 @@ class Runtime:
                 raise
             is_finite = False
         if not is_finite and previous is not None and previous is not live:
-            logits, _ = self._run(previous, batch)
+            live = previous
+            logits, _ = self._run(live, batch)
         if self._on_input is not None:
             self._on_input(batch)
-        return logits
+        return Answered(logits, live.manifest)
 
     def _run(self, live: _Live, batch: Float32Array) -> tuple[Float32Array, bool]:
         """Return the logits and whether they are finite, and tell the hook."""
@@ -213,7 +231,7 @@ class Runtime:
             is_finite = bool(np.isfinite(logits).all())
         finally:
             if self._on_run is not None:
-                self._on_run(live.manifest, time.perf_counter() - began, is_finite)
+                self._on_run(live.manifest, len(batch), time.perf_counter() - began, is_finite)
         return logits, is_finite
 
     def swap(self, manifest: Manifest, read_blob: BlobReader, *, is_trial: bool = False) -> Future[None]:

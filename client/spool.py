@@ -71,6 +71,11 @@ class Spool:
         return len(self._sizes)
 
     @property
+    def last_used(self) -> int:
+        """The greatest number that a report has had; 0 before the first."""
+        return self._next - 1
+
+    @property
     def size_bytes(self) -> int:
         """What the reports take on the disk."""
         return sum(self._sizes.values())
@@ -114,6 +119,24 @@ class Spool:
         if not 1 <= sequence < self._next:
             raise ConfigurationError(f"report {sequence} was never spooled; the next one is {self._next}")
         self._forget(waiting for waiting in sorted(self._sizes) if waiting <= sequence)
+
+    def renumber_above(self, sequence: int) -> None:
+        """Give the reports that wait, and those to come, numbers above this one.
+
+        For a device whose folder was wiped: the server knows its earlier numbers, and would take new reports for those.
+        A process that dies in between leaves a report under both numbers, of which the server ignores the lower.
+
+        Raises:
+            ConfigurationError: If the folder cannot be written.
+        """
+        if not self._next <= sequence < _MAX_SEQUENCE:
+            return
+        waiting = list(self.pending())
+        self._write(self._path / "used", b"%d\n" % sequence)
+        self._used, self._next = sequence, sequence + 1
+        for report in waiting:
+            self.append(report.data)
+        self._forget(report.sequence for report in waiting if report.sequence in self._sizes)
 
     def _drop_oldest(self) -> None:
         """Drop reports, oldest first, until the others are within the bounds; the newest stays."""

@@ -8,7 +8,7 @@ from typing import Protocol
 from client.slots import Target
 from quantization.blob import HEADER_BYTES, check_digest
 from quantization.delta import Encoding
-from quantization.errors import MalformedError
+from quantization.errors import MalformedError, UnreachableError
 
 NOTHING_COMPLETE: Mapping[str, Collection[str]] = MappingProxyType({})
 
@@ -116,3 +116,24 @@ class Transport(Protocol):
                 digest then says all of it.
         """
         ...
+
+
+class NoService:
+    """The transport of a device on its own: there is never anything for it."""
+
+    def check(self, device_class: str, model_digest: str, serving: Target | None) -> Offer | None:  # noqa: ARG002
+        """Return nothing."""
+        return None
+
+    def fetch(
+        self,
+        wants: Sequence[Want],  # noqa: ARG002
+        held: Collection[str],  # noqa: ARG002
+        complete: Mapping[str, Collection[str]] = NOTHING_COMPLETE,  # noqa: ARG002
+    ) -> Iterator[Piece]:
+        """Fetch nothing.
+
+        Raises:
+            UnreachableError: Always.
+        """
+        raise UnreachableError("this device has no update service")

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from client.fetching import fetch_blobs
 from client.garbage import Limits, collect, make_room
 from client.partial import PartialBlobs
-from client.runtime import InputHook, Runtime
+from client.runtime import InputHook, RunHook, Runtime
 from client.self_testing import IsolatedTest, run_isolated
 from client.slots import Event, Phase, Slots, Target
 from client.state import StateFolder
@@ -58,8 +58,16 @@ class UpdateSettings:
     trial: TrialRules = field(default_factory=TrialRules)
 
 
+ServeHook = Callable[[Manifest, Target], None]
+"""Is told, before it happens, that an artifact may serve from now on, and under which target."""
+
+
 def _never_metered() -> bool:
     return False
+
+
+def _ignore(*_: object) -> None:
+    pass
 
 
 class Updater:
@@ -79,6 +87,8 @@ class Updater:
         test: IsolatedTest = run_isolated,
         clock: Callable[[], float] = time.monotonic,
         on_input: InputHook | None = None,
+        on_run: RunHook = _ignore,
+        on_serve: ServeHook = _ignore,
     ) -> None:
         """Load what the slots say; a trial that was interrupted begins again.
 
@@ -90,10 +100,13 @@ class Updater:
             test: Tries an artifact before it is loaded here.
             clock: In seconds, which never goes back.
             on_input: Is handed what is inferred.
+            on_run: Is told how it went.
+            on_serve: Is told what may serve.
         """
         self.runtime: Runtime | None = None
         self._state, self._transport, self._settings = state, transport, settings
         self._is_metered, self._test, self._clock, self._on_input = is_metered, test, clock, on_input
+        self._on_run, self._on_serve = on_run, on_serve
         self._partial = PartialBlobs(state.path / "partial", state.disk)
         self._meter = RunMeter()
         self._trial_began = 0.0
@@ -151,7 +164,7 @@ class Updater:
             self._end_trial(Event.TRIAL_FAILED)
         else:
             after = slots.advance(Event.ROLLED_BACK)
-            self._serve(self._held_manifest(after.active))
+            self._serve(self._held_manifest(after.active), after.active)
             self._state.write_slots(after)
         return Result(Outcome.REVERTED, slots.serving, "rolled back by hand")
 
@@ -186,14 +199,14 @@ class Updater:
     def _loads(self, target: Target) -> bool:
         """Return whether a target serves now; what is damaged is fetched by the next update."""
         try:
-            self._serve(self._held_manifest(target))
+            self._serve(self._held_manifest(target), target)
         except (NotFoundError, MalformedError, UpdateRejectedError):
             return False
         return True
 
     def _resume_trial(self, slots: Slots) -> None:
         try:
-            self._serve(self._held_manifest(slots.candidate), is_trial=True)
+            self._serve(self._held_manifest(slots.candidate), slots.candidate, is_trial=True)
         except (NotFoundError, DigestMismatchError):
             self._state.advance(Event.CANDIDATE_LOST)
         except (MalformedError, UpdateRejectedError):
@@ -208,7 +221,7 @@ class Updater:
             manifest = self._fetched_manifest(target)
             fetch_blobs(self._transport, self._state, self._partial, _sizes(manifest))
             if self.runtime is None or self.runtime.manifest != manifest:
-                self._serve(manifest)
+                self._serve(manifest, target)
 
     # How it takes a target.
 
@@ -227,6 +240,7 @@ class Updater:
             if slots.candidate is not None:
                 self._state.advance(Event.CANDIDATE_LOST)
             self._state.advance(Event.TARGET_UNCHANGED, target)
+            self._on_serve(self.runtime.manifest if self.runtime else manifest, target)
             if withdrawn.phase is Phase.TRIAL:
                 return Result(Outcome.REVERTED, withdrawn.candidate, "withdrawn by the service")
             return Result(Outcome.UNCHANGED, target)
@@ -260,7 +274,7 @@ class Updater:
         try:
             manifest = self._held_manifest(target)
             self._test(self._state.path, manifest.digest())
-            self._serve(manifest, is_trial=slots.active is not None)
+            self._serve(manifest, target, is_trial=slots.active is not None)
         except (NotFoundError, DigestMismatchError):
             self._state.advance(Event.CANDIDATE_LOST)
             raise
@@ -277,8 +291,10 @@ class Updater:
 
     # What serves.
 
-    def _serve(self, manifest: Manifest, *, is_trial: bool = False) -> None:
+    def _serve(self, manifest: Manifest, target: Target | None, *, is_trial: bool = False) -> None:
         """Let an artifact serve, once it is loaded and has run its self-test."""
+        if target is not None:
+            self._on_serve(manifest, target)
         if is_trial:
             self._meter.begin(manifest)
         else:
@@ -287,7 +303,7 @@ class Updater:
         try:
             if self.runtime is None:
                 threads = self._settings.threads
-                self.runtime = Runtime(manifest, read_blob, threads, self._on_input, self._meter.record)
+                self.runtime = Runtime(manifest, read_blob, threads, self._on_input, self._count)
             else:
                 self.runtime.swap(manifest, read_blob, is_trial=is_trial).result()
         except QuantFleetError:
@@ -305,6 +321,10 @@ class Updater:
         else:
             self._revert()
             self._state.advance(event)
+
+    def _count(self, manifest: Manifest, rows: int, seconds: float, is_good: bool) -> None:
+        self._meter.record(manifest, seconds, is_good)
+        self._on_run(manifest, rows, seconds, is_good)
 
     def _revert(self) -> None:
         if self.runtime is not None:

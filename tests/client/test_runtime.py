@@ -318,7 +318,7 @@ class BrokenSession:
 def test_where_an_artifact_on_trial_fails_what_served_before_steps_in(outputs: np.ndarray | None) -> None:
     old, new = example().artifact(0), example().artifact(1, width=1.0)
     x, told = example().inputs(2), []
-    runtime = runtime_of(old, on_run=lambda manifest, _, is_good: told.append((manifest.generation, is_good)))
+    runtime = runtime_of(old, on_run=lambda manifest, _, __, is_good: told.append((manifest.generation, is_good)))
     wanted = runtime.infer(x)
     runtime.swap(new.manifest, new.blobs.__getitem__, is_trial=True).result(timeout=60)
     runtime._live = replace(runtime._live, session=BrokenSession(outputs))
@@ -334,7 +334,7 @@ def test_where_an_artifact_on_trial_fails_what_served_before_steps_in(outputs: n
 
 def test_the_hook_is_told_how_long_a_run_took() -> None:
     told: list[float] = []
-    runtime = runtime_of(example().artifact(), on_run=lambda _, seconds, __: told.append(seconds))
+    runtime = runtime_of(example().artifact(), on_run=lambda _, __, seconds, ___: told.append(seconds))
     with pytest.raises(InvalidDataError):
         runtime.infer(np.zeros((1, 1), np.float32))  # not a failure of the artifact
     runtime.infer(example().inputs(1))
