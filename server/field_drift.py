@@ -1,15 +1,17 @@
 """Drift as telemetry shows it: how much of its accuracy a version has surely lost since it began.
 
-The statistic. Devices count how often they were right, where labels exist, and how often they agreed with the float
-model. Counts of a class under one version only grow; between two looks lies a *window* of at least `window_samples` of
-them. The first windows of a version are its *beginning*. The drop is the rate of the beginning minus that of the last
-window, less `sureness` standard errors of that difference, and at least 0: what chance explains is no drop.
+The statistic. Devices count how often they were right, where labels exist; how often they agreed with the float model;
+and how many of the values that they observed lay within their ranges. Counts of a class under one version only grow;
+between two looks lies a *window* of at least `window_samples` of them. The first windows of a version are its
+*beginning*. The drop of a rate is that of the beginning minus that of the last window, less `sureness` standard errors
+of the difference, and at least 0: what chance explains is no drop. The drop of a class is that of its accuracy; where
+labels are too few, the larger of those of its agreement and of its values in range.
 
 Hysteresis. A class drifts from the moment at which its drop reaches `start_drop` to that at which it is back at
 `stop_drop`, so that a rate near one threshold starts nothing twice.
 
-What it cannot see: a fleet without labels whose float model drifts along agrees with it all the time. The schedule is
-there for that.
+What it cannot see: a fleet without labels whose float model drifts along agrees with it all the time, and its values
+may stay in range. The schedule is there for that.
 """
 
 import math
@@ -17,7 +19,10 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from quantization.errors import ConfigurationError
-from server.telemetry_counts import TelemetryCounts
+from server.class_totals import ClassTotals
+
+_VALUES_PER_SAMPLE = 1000
+"""Values in range that weigh as much as one sample: those of one input are much alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,7 @@ class Measure(StrEnum):
 
     ACCURACY = "accuracy"
     AGREEMENT = "agreement"
+    RANGE = "range"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +110,17 @@ class Track:
     counted: Tally = Tally()
     drop: float | None = None
 
-    def observe(self, counted: Tally, rules: DriftRules) -> "Track":
-        """Return the track after a look, at which so much was counted in all."""
+    def observe(self, counted: Tally, rules: DriftRules, per_sample: int = 1) -> "Track":
+        """Return the track after a look, at which so much was counted in all, `per_sample` of it for one sample."""
         window = counted.since(self.counted)
         if window is None:
             return replace(self, counted=counted)
-        if window.total < rules.window_samples:
+        if window.total < rules.window_samples * per_sample:
             return self
         if not self.beginning.total:
             return Track(window, counted)
         drop = sure_drop(self.beginning, window, rules.sureness)
-        is_young = self.beginning.total < rules.window_samples * rules.beginning_windows
+        is_young = self.beginning.total < rules.window_samples * per_sample * rules.beginning_windows
         beginning = self.beginning + window if is_young and drop < rules.stop_drop else self.beginning
         return Track(beginning, counted, drop)
 
@@ -132,6 +138,7 @@ class FieldDrift:
         manifest_digest: Its content; another version of the same content keeps its beginning.
         accuracy: Right answers of the labelled.
         agreement: Answers like the float model's.
+        in_range: Values within their ranges.
         is_drifting: Whether the class drifts, with hysteresis.
     """
 
@@ -139,21 +146,29 @@ class FieldDrift:
     manifest_digest: str = ""
     accuracy: Track = field(default_factory=Track)
     agreement: Track = field(default_factory=Track)
+    in_range: Track = field(default_factory=Track)
     is_drifting: bool = False
 
     @property
     def measure(self) -> Measure:
-        """What the drop was seen in: accuracy, where enough labels are known."""
-        return Measure.AGREEMENT if self.accuracy.drop is None else Measure.ACCURACY
+        """What the drop was seen in."""
+        if self.accuracy.drop is not None:
+            return Measure.ACCURACY
+        return (
+            Measure.RANGE if (self.in_range.drop or 0.0) > (self.agreement.drop or 0.0) else Measure.AGREEMENT
+        )
 
     @property
     def drop(self) -> float | None:
-        """How much was surely lost, a part of all answers; None before there is anything to compare."""
-        return self.agreement.drop if self.accuracy.drop is None else self.accuracy.drop
+        """How much was surely lost, a part of all; None before there is anything to compare."""
+        if self.accuracy.drop is not None:
+            return self.accuracy.drop
+        known = [track.drop for track in (self.agreement, self.in_range) if track.drop is not None]
+        return max(known, default=None)
 
 
 def observe(
-    known: FieldDrift, version: int, manifest_digest: str, counts: TelemetryCounts, rules: DriftRules
+    known: FieldDrift, version: int, manifest_digest: str, totals: ClassTotals, rules: DriftRules
 ) -> FieldDrift:
     """Return what a look at a class's counts shows.
 
@@ -161,24 +176,27 @@ def observe(
         known: What the last look showed; `FieldDrift()` before the first.
         version: That the class runs now.
         manifest_digest: The version's content.
-        counts: What its devices have counted under this version, in all.
+        totals: What its devices have counted under this version, in all.
         rules: When a class drifts.
     """
     if version != known.version:
         known = _of_version(known, version, manifest_digest)
-    accuracy = known.accuracy.observe(Tally(counts.hits, counts.labelled), rules)
-    agreement = known.agreement.observe(Tally(counts.agreements, counts.judged), rules)
-    seen = replace(known, accuracy=accuracy, agreement=agreement)
+    in_range = Tally(totals.observed_values - totals.clipped_values, totals.observed_values)
+    seen = replace(
+        known,
+        accuracy=known.accuracy.observe(Tally(totals.hits, totals.labelled), rules),
+        agreement=known.agreement.observe(Tally(totals.agreements, totals.judged), rules),
+        in_range=known.in_range.observe(in_range, rules, _VALUES_PER_SAMPLE),
+    )
     drop = seen.drop
     if drop is None:
         return seen
-    threshold = rules.stop_drop if seen.is_drifting else rules.start_drop
-    return replace(seen, is_drifting=drop > threshold if seen.is_drifting else drop >= threshold)
+    return replace(seen, is_drifting=drop > rules.stop_drop if seen.is_drifting else drop >= rules.start_drop)
 
 
 def _of_version(known: FieldDrift, version: int, manifest_digest: str) -> FieldDrift:
     """Return where a new version starts: anew, or where its content left off."""
     if manifest_digest != known.manifest_digest:
         return FieldDrift(version, manifest_digest)
-    accuracy, agreement = known.accuracy.restarted(), known.agreement.restarted()
-    return replace(known, version=version, accuracy=accuracy, agreement=agreement)
+    tracks = {name: getattr(known, name).restarted() for name in ("accuracy", "agreement", "in_range")}
+    return replace(known, version=version, **tracks)

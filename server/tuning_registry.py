@@ -22,6 +22,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from quantization.errors import IllegalTransitionError, NotFoundError
+from server.class_totals import ClassTotals, read_totals
 from server.database import connect, migrate
 from server.field_drift import FieldDrift, Tally, Track
 from server.generation import Step
@@ -62,6 +63,11 @@ class TuningRegistry:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def model_names(self) -> tuple[str, ...]:
+        """Return the names of all models, sorted."""
+        with self._reading() as session:
+            return tuple(sorted(set(session.scalars(select(ModelRow.name)))))
 
     def lease(self, model_name: str, holder: str, seconds: float) -> bool:
         """Take or renew the lease of a model; return whether `holder` has it now."""
@@ -216,6 +222,13 @@ class TuningRegistry:
         with self._reading() as session:
             return tuple((asked, replied) for asked, replied in session.execute(query))
 
+    def totals(self, model_digest: str, device_class: str, version: int) -> ClassTotals:
+        """Return what the devices of a class have counted under a version."""
+        key = (model_digest, device_class, version)
+        with self._reading() as session:
+            by_version, _ = read_totals(session, [key])
+        return by_version.get(key, ClassTotals())
+
     def drift(self, model_digest: str, device_class: str) -> FieldDrift:
         """Return what the last look showed of a class's drift; nothing before the first."""
         with self._reading() as session:
@@ -274,5 +287,5 @@ def _drift(state: dict[str, object]) -> FieldDrift:
     def track(of: dict[str, object]) -> Track:
         return Track(tally(of["beginning"]), tally(of["counted"]), of["drop"])  # type: ignore[arg-type]
 
-    tracks = {name: track(state[name]) for name in ("accuracy", "agreement")}  # type: ignore[arg-type]
+    tracks = {name: track(state[name]) for name in ("accuracy", "agreement", "in_range")}  # type: ignore[arg-type]
     return FieldDrift(**{**state, **tracks})  # type: ignore[arg-type]

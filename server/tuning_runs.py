@@ -23,6 +23,7 @@ class RunState(StrEnum):
     """Where a run stands; the value is what the registry stores."""
 
     STARTING = "starting"
+    SUBMITTED = "submitted"
     RUNNING = "running"
     COMPLETED = "completed"
     FAILED = "failed"
@@ -33,6 +34,7 @@ class RunState(StrEnum):
 class RunEvent(StrEnum):
     """What happened to a run."""
 
+    SUBMITTED = "submitted"
     BEGAN = "began"
     COMPLETED = "completed"
     FAILED = "failed"
@@ -41,14 +43,18 @@ class RunEvent(StrEnum):
 
 
 NEXT_STATE: dict[tuple[RunState, RunEvent], RunState] = {
-    (RunState.STARTING, RunEvent.BEGAN): RunState.RUNNING,
-    (RunState.STARTING, RunEvent.FAILED): RunState.FAILED,
-    (RunState.STARTING, RunEvent.LOST): RunState.LOST,
-    (RunState.STARTING, RunEvent.OVERDUE): RunState.OVERDUE,
+    (RunState.STARTING, RunEvent.SUBMITTED): RunState.SUBMITTED,
+    (
+        RunState.STARTING,
+        RunEvent.BEGAN,
+    ): RunState.RUNNING,  # the ServerApp was faster than the answer to the tuner
+    (RunState.SUBMITTED, RunEvent.BEGAN): RunState.RUNNING,
     (RunState.RUNNING, RunEvent.COMPLETED): RunState.COMPLETED,
-    (RunState.RUNNING, RunEvent.FAILED): RunState.FAILED,
-    (RunState.RUNNING, RunEvent.LOST): RunState.LOST,
-    (RunState.RUNNING, RunEvent.OVERDUE): RunState.OVERDUE,
+    **{
+        (state, event): RunState(event)
+        for state in (RunState.STARTING, RunState.SUBMITTED, RunState.RUNNING)
+        for event in (RunEvent.FAILED, RunEvent.LOST, RunEvent.OVERDUE)
+    },
 }
 """Every transition there is; a pair that is not here is illegal."""
 
