@@ -81,6 +81,6 @@ class Refreshed(Generic[_Value]):
             self._read_at, self._is_fresh = self._clock(), True
         except Exception as error:  # noqa: BLE001 - whatever it was, the last value stays
             self._is_fresh = False
-            _log.warning("refresh_failed", what=self._name, error=str(error).splitlines()[:1])
+            _log.warning("refresh_failed", what=self._name, error=str(error).partition("\n")[0])
         finally:
             self._done.set()

@@ -28,7 +28,8 @@ def tuning_metrics(tuning: TuningReading) -> Iterator[Metric]:
     for state, count in tuning.runs:
         runs.add_metric([state], count)
     yield from (drop, drifting, runs)
-    yield GaugeMetricFamily("quantfleet_tuners", "Models that a tuner looks after.", value=tuning.tuners)
+    if tuning.tuners is not None:
+        yield GaugeMetricFamily("quantfleet_tuners", "Models that a tuner looks after.", value=tuning.tuners)
 
 
 def _rounds(tuning: TuningReading) -> Iterator[Metric]:

@@ -51,13 +51,13 @@ class TuningReading:
         rounds: By kind, in order of name.
         drifts: By device class; of the model that was looked at last.
         runs: Runs that ended, by how.
-        tuners: Models that a tuner looks after now.
+        tuners: Models that a tuner looks after now; None where nobody has looked.
     """
 
     rounds: tuple[RoundReading, ...] = ()
     drifts: tuple[tuple[str, DriftReading], ...] = ()
     runs: tuple[tuple[str, int], ...] = ()
-    tuners: int = 0
+    tuners: int | None = None
 
 
 def read_tuning(session: Session, now_seconds: float) -> TuningReading:
