@@ -6,10 +6,8 @@ from server.rollout_queries import EvidenceRow, RolloutStep
 from server.rollout_rules import Verdict
 from server.signed_publishing import PlannedChange, Published
 
-_PHASES: dict[str, pb.RolloutPhase.ValueType] = {
-    str(phase): pb.RolloutPhase.Value(f"ROLLOUT_PHASE_{phase.name}") for phase in Phase
-}
-_VERDICTS = {verdict: pb.Verdict.Value(f"VERDICT_{verdict.name}") for verdict in Verdict}
+_PHASES = {str(phase): f"ROLLOUT_PHASE_{phase.name}" for phase in Phase}
+_VERDICTS = {verdict: f"VERDICT_{verdict.name}" for verdict in Verdict}
 
 
 def rollout_to_proto(rollout: Rollout, *, devices: int, generation: int) -> pb.Rollout:
@@ -61,7 +59,7 @@ def step_to_proto(step: RolloutStep) -> pb.RolloutEvent:
         at_seconds=step.at_seconds,
         action=step.action,
         actor=step.actor,
-        phase=_PHASES.get(step.phase, pb.ROLLOUT_PHASE_UNSPECIFIED),
+        phase=_PHASES.get(step.phase),
         share_ratio=step.share,
         detail=step.reason,
     )
@@ -79,7 +77,9 @@ def evidence_to_proto(row: EvidenceRow) -> pb.RolloutEvidence:
     )
 
 
-def plan_to_proto(change: PlannedChange, *, targets: bytes = b"", root: bytes = b"") -> pb.PlanSigningResponse:
+def plan_to_proto(
+    change: PlannedChange, *, targets: bytes = b"", root: bytes = b""
+) -> pb.PlanSigningResponse:
     """Return what has to be signed; `targets` and `root` are empty where nothing has to be."""
     names = sorted(change.names.items(), key=lambda item: item[0].version)
     return pb.PlanSigningResponse(

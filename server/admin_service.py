@@ -4,7 +4,8 @@ The rules:
 
 1. Only operators are answered, and the audit has their name beside everything that they change.
 2. Rollouts change by the table of `server.rollout` alone; what it does not allow is FAILED_PRECONDITION.
-3. Nothing is published, and nothing taken back, before devices can verify it: where metadata is signed, the names must be.
+3. Nothing is published, and nothing taken back, before devices can verify it: where metadata is signed, the names must
+   be.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata as installed
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 from google.protobuf.message import Message
@@ -30,7 +31,7 @@ from server.admin_proto import (
     step_to_proto,
 )
 from server.keys import KeyFolder
-from server.peers import Context, Identify, refusals
+from server.peers import Context, Identify, OnRefusal, refusals
 from server.rollout import Event, Rollout, resuming_event
 from server.rollout_queries import RolloutQueries
 from server.rollout_registry import RolloutRegistry
@@ -42,7 +43,6 @@ from server.telemetry_registry import TelemetryRegistry
 MAX_ROLLOUTS = 100
 _MAX_REASON = 1000
 _ATTEMPTS = 3
-_Response = TypeVar("_Response", bound=Message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,7 @@ class AdminService:
         identify: Identify,
         watchers: Callable[[], int],
         on_change: Callable[[], None],
+        on_refusal: OnRefusal = lambda _error: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Serve operators.
@@ -100,12 +101,14 @@ class AdminService:
             identify: Names the operator that calls.
             watchers: How many devices watch this process now.
             on_change: Called when devices have a new target: they should be told at once.
+            on_refusal: Told why a call is refused.
             clock: Seconds since 1970 (UTC).
         """
         self._parts = parts
         self._identify = identify
         self._watchers = watchers
         self._on_change = on_change
+        self._on_refusal = on_refusal
         self._clock = clock
         self._started = time.monotonic()
         self._executor = ThreadPoolExecutor(2, "quantfleet-admin")
@@ -123,7 +126,7 @@ class AdminService:
             "PlanSigning": (pb.PlanSigningRequest, self._plan),
             "Publish": (pb.PublishRequest, self._publish),
         }
-        handlers = {
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             name: grpc.unary_unary_rpc_method_handler(
                 self._handler(answer), request.FromString, lambda response: response.SerializeToString()
             )
@@ -135,13 +138,12 @@ class AdminService:
         """Take no more work."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _handler(self, answer: Callable[[Any, str], _Response]) -> Callable[[Any, Context], Any]:
-        async def handle(request: Message, context: Context) -> _Response | None:
-            async with refusals(context):
+    def _handler(self, answer: Callable[[Any, str], Message]) -> Callable[[Any, Context], Any]:
+        async def handle(request: Message, context: Context) -> Message:
+            async with refusals(context, self._on_refusal):
                 operator = self._identify(context)
                 loop = asyncio.get_running_loop()
                 return await loop.run_in_executor(self._executor, answer, request, operator)
-            return None  # refused: the call has ended
 
         return handle
 
@@ -277,9 +279,7 @@ class AdminService:
 
     def _shown(self, rollout: Rollout) -> pb.Rollout:
         generation = self._generation(rollout.model_digest, rollout.device_class, rollout.manifest_digest)
-        return rollout_to_proto(
-            rollout, devices=self._parts.queries.devices(rollout), generation=generation
-        )
+        return rollout_to_proto(rollout, devices=self._parts.queries.devices(rollout), generation=generation)
 
     def _generation(self, model_digest: str, device_class: str, manifest_digest: str) -> int:
         return self._parts.queries.generations(model_digest, device_class).get(manifest_digest, 0)
@@ -288,7 +288,7 @@ class AdminService:
 def _named(rollout_id: str) -> str:
     if not rollout_id:
         raise MalformedError("a rollout is asked for by its name, and the name is empty")
-    if len(rollout_id) > 64:  # noqa: PLR2004 - a SHA-256 in hex
+    if len(rollout_id) > 64:
         raise NotFoundError(f"there is no rollout '{rollout_id[:64]}...'")
     return rollout_id
 

@@ -40,6 +40,8 @@ _DATABASE_RETRY_SECONDS = 2.0
 Context = aio.ServicerContext[Any, Any]
 Identify = Callable[[Context], str]
 """Names the device that calls."""
+OnRefusal = Callable[[Exception], None]
+"""Told why a call is refused."""
 
 _STATUS: dict[type[QuantFleetError], grpc.StatusCode] = {
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -72,10 +74,16 @@ def device_name(context: Context) -> str:
 
 
 @asynccontextmanager
-async def refusals(context: Context) -> AsyncIterator[None]:
-    """Turn what the block raises into the status of the call."""
+async def refusals(context: Context, on_refusal: OnRefusal = lambda _error: None) -> AsyncIterator[None]:
+    """Turn what the block raises into the status of the call.
+
+    Args:
+        context: Of the call.
+        on_refusal: Told of what was raised, before the call ends.
+    """
     try:
-        yield
+        with _telling(on_refusal):
+            yield
     except QuantFleetError as error:
         trailing: tuple[tuple[str, str], ...] = ()
         if isinstance(error, OverloadedError):
@@ -93,6 +101,15 @@ async def refusals(context: Context) -> AsyncIterator[None]:
         await context.abort(
             grpc.StatusCode.DEADLINE_EXCEEDED, "the device neither read nor asked for too long"
         )
+
+
+@contextmanager
+def _telling(on_refusal: OnRefusal) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        on_refusal(error)
+        raise
 
 
 class PeerLimits:

@@ -124,7 +124,7 @@ class RolloutQueries:
 
     def devices(self, rollout: Rollout) -> int:
         """Return how many devices have reported from a rollout's target while it was open."""
-        mine = (RolloutDeviceRow.is_canary, RolloutDeviceRow.counts != _NOTHING)
+        mine = (RolloutDeviceRow.is_canary.is_(True), RolloutDeviceRow.counts != _NOTHING)
         query = select(func.count()).where(RolloutDeviceRow.rollout_id == rollout.rollout_id, *mine)
         with self._reading() as session:
             return session.scalar(query) or 0
@@ -140,8 +140,8 @@ class RolloutQueries:
         self, rollout: Rollout, situation: Situation, rules: RolloutRules
     ) -> tuple[EvidenceRow, ...]:
         """Return what telemetry shows of a rollout, one row for each rule."""
-        canaries = self._counts(rollout, RolloutDeviceRow.is_canary)
-        others = self._counts(rollout, ~RolloutDeviceRow.is_canary)
+        canaries = self._counts(rollout, RolloutDeviceRow.is_canary.is_(True))
+        others = self._counts(rollout, RolloutDeviceRow.is_canary.is_(False))
         verdicts = {m: measure_verdict(getattr(situation.evidence, m), rules) for m in Measure}
         rows = [
             _row(str(rule), _part(rule, canaries), _part(rule, others), verdicts[rule])
@@ -160,8 +160,10 @@ class RolloutQueries:
                 verdicts[Measure.MEMORY],
             )
         )
-        marks = ((s.marked, s.devices) for s in (situation.canaries, situation.others))
-        rows.append(_row("marked_devices", *map(_ratio, marks), marks_verdict(situation, rules)))
+        canary_marks, other_marks = (
+            _ratio((side.marked, side.devices)) for side in (situation.canaries, situation.others)
+        )
+        rows.append(_row("marked_devices", canary_marks, other_marks, marks_verdict(situation, rules)))
         return tuple(rows)
 
     def _counts(self, rollout: Rollout, side: ColumnElement[bool]) -> TelemetryCounts:

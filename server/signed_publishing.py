@@ -4,8 +4,8 @@ The rules:
 
 1. What is published is whole: its manifest and every blob that it names lie undamaged in the blob store, its model was
    prepared for its class, and the class can afford it.
-2. Signatures come first. A rollout of version n + 1 needs two: the new content, and the present one as version n + 2, the
-   way back, so that telemetry can take the rollout back at any hour. The first version of a target needs one.
+2. Signatures come first. A rollout of version n + 1 needs two: the new content, and the present one as version n + 2,
+   the way back, so that telemetry can take the rollout back at any hour. The first version of a target needs one.
 3. Names that were used keep their content. Names beyond the newest version were signed for something that was never
    opened, or for a way back that nobody needed: signing for the next change replaces them.
 4. Every step may be repeated. Whoever dies between signing and opening does the same again, finds the names signed, and
@@ -220,7 +220,9 @@ class Publisher:
 
     def _used(self, versions: tuple[TargetVersion, ...]) -> SignedNames:
         return {
-            TargetName(used.model_digest, used.device_class, used.version): self._content(used.manifest_digest)
+            TargetName(used.model_digest, used.device_class, used.version): self._content(
+                used.manifest_digest
+            )
             for used in versions[-KEPT_VERSIONS:]
         }
 

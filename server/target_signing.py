@@ -1,8 +1,8 @@
 """Signing targets where the offline keys are, which need not be where the server is.
 
 The server says which names a change needs (`server.signed_publishing`) and hands out its newest files of targets and
-root; `sign_targets` makes the next file of targets from them, and `SignedMetadata.accept_targets` puts it in place, once
-it is verified. Names of one model and class are replaced as a whole, all others stay as they are.
+root; `sign_targets` makes the next file of targets from them, and `SignedMetadata.accept_targets` puts it in place,
+once it is verified. Names of one model and class are replaced as a whole, all others stay as they are.
 """
 
 from collections.abc import Mapping

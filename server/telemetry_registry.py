@@ -46,6 +46,7 @@ from server.telemetry_counts import TelemetryCounts
 
 _NOTHING = counts_to_json(TelemetryCounts())
 _MARKS = tuple(field.name for field in fields(Marks))
+_KEPT_EVIDENCE = 64
 _MAX_SEQUENCE = (1 << 63) - 1
 _MAX_VERSION = (1 << 31) - 1
 
@@ -130,6 +131,7 @@ class TelemetryRegistry:
         """
         self._engine = engine
         self._rules = rules
+        self._evidence: dict[str, tuple[int, Evidence]] = {}  # of units up to a number; replaced as a whole
         self._shard = shard_of(process or f"{socket.gethostname()}:{os.getpid()}")
 
     def fold(self, report: DeviceReport) -> bool:
@@ -182,12 +184,14 @@ class TelemetryRegistry:
 
     def situation(self, rollout: Rollout) -> Situation:
         """Return all that telemetry shows of a rollout."""
+        mine = RolloutUnitRow.rollout_id == rollout.rollout_id
+        last_id, evidence = self._evidence.get(rollout.rollout_id, (0, Evidence.none(self._rules)))
         with self._reading() as session:
-            evidence = Evidence.none(self._rules)
-            query = select(RolloutUnitRow).where(RolloutUnitRow.rollout_id == rollout.rollout_id)
-            for row in session.scalars(query.order_by(RolloutUnitRow.id)):
+            news = select(RolloutUnitRow).where(mine, RolloutUnitRow.id > last_id).order_by(RolloutUnitRow.id)
+            for row in session.scalars(news):
                 unit = Unit(**{field.name: getattr(row, field.name) for field in fields(Unit)})
-                evidence = evidence.observe(unit, rollout.plan, self._rules)
+                last_id, evidence = row.id, evidence.observe(unit, rollout.plan, self._rules)
+            self._remember(rollout, last_id, evidence)
             return Situation(
                 evidence,
                 _marks(session, rollout.rollout_id, is_canary=True),
@@ -204,6 +208,13 @@ class TelemetryRegistry:
         if decision.event is None:
             return rollout
         return rollouts.advance(rollout, decision.event, actor=TELEMETRY, reason=decision.reason)
+
+    def _remember(self, rollout: Rollout, last_id: int, evidence: Evidence) -> None:
+        """Keep the evidence of the rollouts that were asked for last: of them only new units are read."""
+        self._evidence.pop(rollout.rollout_id, None)
+        self._evidence[rollout.rollout_id] = (last_id, evidence)
+        while len(self._evidence) > _KEPT_EVIDENCE:
+            self._evidence.pop(next(iter(self._evidence)), None)
 
     def _fold_once(self, report: DeviceReport) -> bool:
         with Session(self._engine) as session, session.begin():

@@ -17,7 +17,7 @@ import grpc
 from grpc import aio
 
 from protos.quantfleet.v1 import telemetry_pb2 as pb
-from server.peers import Context, Identify, PeerLimits, device_name, refusals
+from server.peers import Context, Identify, OnRefusal, PeerLimits, device_name, refusals
 from server.telemetry_proto import reports_from_proto
 from server.telemetry_registry import DeviceReports, Folded
 from server.telemetry_settings import TelemetrySettings
@@ -41,6 +41,7 @@ class TelemetryService:
         settings: TelemetrySettings | None = None,
         limits: UpdateSettings | None = None,
         on_reports: OnReports = lambda _request, _folded: None,
+        on_refusal: OnRefusal = lambda _error: None,
         rng: random.Random | None = None,
     ) -> None:
         """Take reports.
@@ -51,6 +52,7 @@ class TelemetryService:
             settings: How often devices report; the defaults if None.
             limits: How many calls of one device are answered; the defaults if None.
             on_reports: Counts what was stored.
+            on_refusal: Told why a call is refused.
             rng: Draws the times that devices are told; seeded by the system if None.
         """
         self._settings = settings or TelemetrySettings()
@@ -59,6 +61,7 @@ class TelemetryService:
         self._limits = PeerLimits(limits or UpdateSettings(), self._rng)
         self._identify = identify
         self._on_reports = on_reports
+        self._on_refusal = on_refusal
 
     async def __aenter__(self) -> Self:
         await self._writer.__aenter__()
@@ -78,7 +81,7 @@ class TelemetryService:
 
     async def report(self, request: pb.ReportRequest, context: Context) -> pb.ReportResponse:
         """Store reports; a call without any asks up to which number reports are stored."""
-        async with refusals(context):
+        async with refusals(context, self._on_refusal):
             device = self._identify(context)
             self._limits.count_call(device)
             reports = reports_from_proto(request, device)

@@ -61,7 +61,7 @@ class TelemetryWriter:
             raise OverloadedError(
                 f"reports of {len(self._waiting)} devices wait to be stored", max(1.0, self.waiting_seconds)
             )
-        future = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Folded] = asyncio.get_running_loop().create_future()
         self._waiting.append((reports, future))
         self._is_due.set()
         async with asyncio.timeout(self._settings.wait_seconds):

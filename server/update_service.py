@@ -28,7 +28,7 @@ from server.blob_sender import BlobSender, Opening, start_of
 from server.blob_store import BlobStore
 from server.delta_store import DeltaStore
 from server.payloads import CHUNK_BYTES, PayloadSource
-from server.peers import Context, Identify, PeerLimits, device_name, refusals
+from server.peers import Context, Identify, OnRefusal, PeerLimits, device_name, refusals
 from server.served_contents import Catalog, ServedContents
 from server.stall_guard import StallGuard
 from server.targets import Assignment, TargetSource
@@ -75,6 +75,7 @@ class UpdateService:
         metadata: MetadataSource = no_metadata,
         identify: Identify = device_name,
         settings: UpdateSettings | None = None,
+        on_refusal: OnRefusal = lambda _error: None,
         rng: random.Random | None = None,
     ) -> None:
         """Serve targets and blobs.
@@ -87,6 +88,7 @@ class UpdateService:
             metadata: Files of signed metadata.
             identify: Names the device that calls.
             settings: Limits and times; the defaults if None.
+            on_refusal: Told why a call is refused.
             rng: Draws the times that devices are told; seeded by the system if None.
         """
         self._settings = settings or UpdateSettings()
@@ -98,6 +100,7 @@ class UpdateService:
         self._payloads = PayloadSource(blobs, deltas, self._settings.cache_bytes)
         self._metadata = metadata
         self._identify = identify
+        self._on_refusal = on_refusal
         self._metrics = metrics
         self._task: asyncio.Task[None] | None = None
         metrics.watchers.set_function(lambda: self._hub.watchers)
@@ -131,6 +134,11 @@ class UpdateService:
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(self.NAME, handlers),))
 
+    @property
+    def watchers(self) -> int:
+        """Devices that watch this server process now."""
+        return self._hub.watchers
+
     def drain(self) -> None:
         """End all watches, so that devices go to another server process; a stream of blobs goes on."""
         self._hub.close()
@@ -141,7 +149,7 @@ class UpdateService:
 
     async def check(self, request: pb.CheckRequest, context: Context) -> pb.CheckResponse:
         """Return the device's target."""
-        async with refusals(context):
+        async with refusals(context, self._on_refusal):
             device, key = self._admit(request, context)
             target = (await self._hub.targets(key, self._settings.poll_seconds)).target_for(device)
             return pb.CheckResponse(
@@ -153,7 +161,7 @@ class UpdateService:
 
     async def watch(self, request: pb.WatchRequest, context: Context) -> None:
         """Tell the device of its target until the watch ends."""
-        async with refusals(context):
+        async with refusals(context, self._on_refusal):
             device, key = self._admit(request, context)
             targets = await self._hub.targets(key, self._settings.poll_seconds)
             with (
@@ -161,12 +169,13 @@ class UpdateService:
                 self._hub.watcher(key, device, targets) as watcher,
             ):
                 while (target := await watcher.next()) is not None:
+                    self._identify(context)  # whoever was revoked meanwhile is told no more
                     async with asyncio.timeout(self._settings.stall_seconds):
                         await context.write(self._target_changed(key, request, target))
 
     async def fetch_metadata(self, request: pb.FetchMetadataRequest, context: Context) -> None:
         """Send a file of signed metadata."""
-        async with refusals(context):
+        async with refusals(context, self._on_refusal):
             self._limits.count_call(self._identify(context))
             if not _ROLE.fullmatch(request.role):
                 raise MalformedError(f"{request.role!r:.80} is not the name of a role")
@@ -181,7 +190,7 @@ class UpdateService:
 
     async def fetch_blobs(self, requests: AsyncIterator[pb.FetchBlobsRequest], context: Context) -> None:
         """Send the blobs that the device asks for."""
-        async with refusals(context):
+        async with refusals(context, self._on_refusal):
             device = self._identify(context)
             self._limits.count_call(device)
             with self._limits.stream(device, "fetch", self._settings.max_fetches):
@@ -206,6 +215,7 @@ class UpdateService:
                         "after its opening, a stream of blobs asks for one blob after another"
                     )
                 guard.progress()
+                self._identify(context)  # whoever was revoked meanwhile is sent no more
                 payload = await sender.payload(check_digest(request.wanted.digest.hex()))
                 messages = payload.messages(start_of(request.wanted, payload))
                 await self._send(

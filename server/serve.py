@@ -1,0 +1,376 @@
+"""A server process: every service on one registry, composed from settings, until it is told to stop.
+
+The rules:
+
+1. Nothing is served before all of it is: the addresses are handed out when devices, operators and Prometheus can come.
+2. A process that is told to stop says so first (health is NOT_SERVING, watches end), lets calls go on for a while, and
+   ends.
+3. While the database is away, watchers keep what they know, other calls are UNAVAILABLE with a time to wait, and
+   nothing has to be done when it is back.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass
+
+import grpc
+import structlog
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from sqlalchemy import Engine
+
+from protos.quantfleet.v1 import telemetry_pb2 as telemetry_pb
+from quantization.errors import ConfigurationError, NotFoundError
+from server import fleet_metrics
+from server.admin_service import AdminParts, AdminService, Signing
+from server.blob_store import BlobStore
+from server.database import connect, migrate
+from server.delta_store import DeltaStore
+from server.enrolment_service import EnrolmentService, RenewalService
+from server.grpc_server import Service, is_loopback, serving
+from server.identity import Identity
+from server.identity_registry import IdentityRegistry
+from server.keys import KeyFolder
+from server.metrics_page import serving_metrics
+from server.pki import PkiFolder
+from server.refresher import Refresher
+from server.registry import Registry
+from server.reviewer import Reviewer
+from server.revocations import Revocations
+from server.rollout import RolloutPlan
+from server.rollout_queries import RolloutQueries
+from server.rollout_registry import RolloutRegistry
+from server.serve_settings import ServeSettings
+from server.server_credentials import enrolment_credentials, mutual_credentials
+from server.service_metrics import ReportOutcome, ServiceMetrics
+from server.signed_metadata import SignedMetadata
+from server.signed_publishing import Publisher
+from server.telemetry_registry import Folded, TelemetryRegistry
+from server.telemetry_service import TelemetryService
+from server.update_metrics import UpdateMetrics
+from server.update_service import UpdateService, no_metadata
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where a process serves, host and port; empty where it does not.
+
+    Attributes:
+        address: For devices and operators.
+        enrolment_address: For devices that are yet to enrol.
+        metrics_address: For Prometheus.
+    """
+
+    address: str
+    enrolment_address: str
+    metrics_address: str
+
+    def to_json(self) -> dict[str, str]:
+        """Return what is printed when the process is ready."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """What a server's processes share.
+
+    Attributes:
+        engine: Of the registry's database.
+        registry: Models, classes and generations.
+        rollouts: Targets and rollouts.
+        telemetry: Counts and evidence.
+        blobs: Content.
+        signing: Signed metadata and the online keys; None where nothing is signed.
+        publisher: Plans and opens changes of targets.
+    """
+
+    engine: Engine
+    registry: Registry
+    rollouts: RolloutRegistry
+    telemetry: TelemetryRegistry
+    blobs: BlobStore
+    signing: Signing | None
+    publisher: Publisher
+
+
+def open_stores(settings: ServeSettings, clock: Callable[[], float] = time.time) -> Stores:
+    """Return the stores of a server; its database is made or migrated as needed.
+
+    Raises:
+        ConfigurationError: Something cannot be opened.
+        NotFoundError: Metadata must be signed, and there are no keys.
+    """
+    engine = connect(settings.registry_place)
+    migrate(engine)
+    registry, rollouts = Registry(engine, clock), RolloutRegistry(engine, clock)
+    blobs, signing = BlobStore(settings.blob_place), open_signing(settings)
+    publisher = Publisher(
+        registry,
+        rollouts,
+        blobs,
+        None if signing is None else signing.metadata,
+        plan=RolloutPlan(settings.plan.shares),
+        canaries=settings.plan.canaries,
+    )
+    telemetry = TelemetryRegistry(engine, settings.rollout)
+    return Stores(engine, registry, rollouts, telemetry, blobs, signing, publisher)
+
+
+def open_signing(settings: ServeSettings) -> Signing | None:
+    """Return signed metadata and online keys; None in an insecure server that has none.
+
+    Raises:
+        NotFoundError: There are none, and the server is not insecure.
+    """
+    metadata = SignedMetadata(settings.home / "metadata")
+    online = settings.home / "keys" / "online"
+    try:
+        metadata.read("root")
+    except NotFoundError as error:
+        if settings.is_insecure:
+            return None
+        raise NotFoundError(
+            f"{metadata.path} holds no signed metadata; make keys with `quantfleet-server keys init --home "
+            f"{settings.home}`, or try things out with --insecure"
+        ) from error
+    keys = KeyFolder(online) if online.is_dir() else None
+    if keys is None or not (keys.key_ids("snapshot") and keys.key_ids("timestamp")):
+        raise NotFoundError(
+            f"{online} has no keys of snapshot and timestamp; restore them, or rotate both roles"
+        )
+    return Signing(metadata, keys)
+
+
+async def serve(
+    settings: ServeSettings, *, stop: asyncio.Event, on_ready: Callable[[Addresses], None]
+) -> None:
+    """Serve until told to stop.
+
+    Args:
+        settings: What to serve, and where.
+        stop: Set when the process should end.
+        on_ready: Called once everything is served.
+
+    Raises:
+        ConfigurationError: Something cannot be opened or served.
+        NotFoundError: Keys or certificates are missing.
+    """
+    async with running(settings) as addresses:
+        on_ready(addresses)
+        _log.info("server_ready", **addresses.to_json())
+        await stop.wait()
+        _log.info("server_draining")
+    _log.info("server_stopped")
+
+
+@asynccontextmanager
+async def running(
+    settings: ServeSettings, clock: Callable[[], float] = time.time
+) -> AsyncIterator[Addresses]:
+    """Serve while the block runs; yields where."""
+    _refuse_insecure(settings)
+    async with AsyncExitStack() as stack:
+        stores = await asyncio.to_thread(open_stores, settings, clock)
+        stack.callback(stores.engine.dispose)
+        yield await _Composition(settings, stores, stack, clock).start()
+
+
+class _Composition:
+    """The parts of one process, each entered in the order in which they need each other."""
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        stores: Stores,
+        stack: AsyncExitStack,
+        clock: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._stores = stores
+        self._stack = stack
+        self._clock = clock
+        self._rng = random.Random()  # noqa: S311 - it spreads load, it guards nothing
+        self._metrics = CollectorRegistry()
+        self._counts = ServiceMetrics(self._metrics)
+        self._pki = PkiFolder(settings.home / "pki", settings.certificates)
+
+    async def start(self) -> Addresses:
+        """Return where everything is served."""
+        table = self._settings.server
+        metrics_address = await self._serve_metrics()
+        if self._settings.is_insecure:
+            identity, credentials = Identity.insecure(), None
+        else:
+            revocations = Revocations(
+                IdentityRegistry(self._stores.engine, self._clock).revoked,
+                poll_seconds=self._settings.enrolment.revocation_poll_seconds,
+            )
+            await self._stack.enter_async_context(revocations)
+            identity = Identity.certified(revocations.is_revoked, clock=self._clock)
+            credentials = mutual_credentials(self._pki)
+        await self._stack.enter_async_context(self._refresher())
+        update = await self._stack.enter_async_context(self._update(identity))
+        services = [Service(update.NAME, update.register)]
+        telemetry = await self._stack.enter_async_context(self._telemetry(identity))
+        services.append(Service(telemetry.NAME, telemetry.register))
+        admin = self._admin(identity, update)
+        self._stack.callback(admin.close)
+        services.append(Service(admin.NAME, admin.register))
+        if identity.is_certified:
+            renewal = self._stack.enter_context(self._renewal(identity))
+            services.append(Service(renewal.NAME, renewal.register))
+        await self._stack.enter_async_context(self._reviewer(update))
+        address = await self._serve(services, table.address, credentials, update.drain)
+        enrolment_address = ""
+        if identity.is_certified and table.enrolment_address:
+            enrolment_address = await self._serve_enrolment(address)
+        return Addresses(address, enrolment_address, metrics_address)
+
+    async def _serve(
+        self,
+        services: list[Service],
+        address: str,
+        credentials: grpc.ServerCredentials | None,
+        before_stop: Callable[[], None],
+    ) -> str:
+        port = await self._stack.enter_async_context(
+            serving(
+                services,
+                address,
+                credentials,
+                grace_seconds=self._settings.server.grace_seconds,
+                before_stop=before_stop,
+            )
+        )
+        return f"{address.rpartition(':')[0]}:{port}"
+
+    async def _serve_metrics(self) -> str:
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self._metrics)
+        fleet_metrics.register(self._metrics, self._stores.engine, self._stores.blobs)
+        address = self._settings.server.metrics_address
+        if not address:
+            return ""
+        return self._stack.enter_context(serving_metrics(self._metrics, address))
+
+    async def _serve_enrolment(self, address: str) -> str:
+        table, signing = self._settings.server, self._stores.signing
+        if signing is None:
+            raise ConfigurationError("devices can enrol only where metadata is signed")
+        enrolment = EnrolmentService(
+            IdentityRegistry(self._stores.engine, self._clock),
+            self._pki.authority(),
+            lambda: signing.metadata.read("root"),
+            address=table.public_address or f":{address.rpartition(':')[2]}",
+            clock=self._clock,
+            settings=self._settings.enrolment,
+        )
+        self._stack.enter_context(enrolment)
+        services = [Service(enrolment.NAME, enrolment.register)]
+        credentials = enrolment_credentials(self._pki)
+        return await self._serve(services, table.enrolment_address, credentials, lambda: None)
+
+    def _update(self, identity: Identity) -> UpdateService:
+        signing = self._stores.signing
+        return UpdateService(
+            self._stores.rollouts.served,
+            self._stores.blobs,
+            DeltaStore(self._stores.blobs, self._settings.delta_place),
+            UpdateMetrics(self._metrics),
+            metadata=no_metadata if signing is None else signing.metadata.read,
+            identify=identity.device,
+            settings=self._settings.update,
+            on_refusal=self._counts.count_refusal,
+            rng=self._rng,
+        )
+
+    def _telemetry(self, identity: Identity) -> TelemetryService:
+        return TelemetryService(
+            self._stores.telemetry.fold_all,
+            identify=identity.device,
+            settings=self._settings.telemetry,
+            limits=self._settings.update,
+            on_reports=self._count_reports,
+            on_refusal=self._count_refused_reports,
+            rng=self._rng,
+        )
+
+    def _admin(self, identity: Identity, update: UpdateService) -> AdminService:
+        stores = self._stores
+        loop = asyncio.get_running_loop()
+        parts = AdminParts(
+            rollouts=stores.rollouts,
+            telemetry=stores.telemetry,
+            queries=RolloutQueries(stores.engine, stores.registry, stores.rollouts),
+            publisher=stores.publisher,
+            rules=self._settings.rollout,
+            signing=stores.signing,
+        )
+        return AdminService(
+            parts,
+            identify=identity.operator,
+            watchers=lambda: update.watchers,
+            on_change=lambda: _calling(loop, update.poll),
+            on_refusal=self._counts.count_refusal,
+            clock=self._clock,
+        )
+
+    def _renewal(self, identity: Identity) -> RenewalService:
+        return RenewalService(
+            IdentityRegistry(self._stores.engine, self._clock),
+            self._pki.authority(),
+            identity,
+            clock=self._clock,
+            settings=self._settings.enrolment,
+        )
+
+    def _reviewer(self, update: UpdateService) -> Reviewer:
+        return Reviewer(
+            self._stores.rollouts,
+            self._stores.telemetry,
+            review_seconds=self._settings.server.review_seconds,
+            on_change=update.poll,
+            clock=self._clock,
+        )
+
+    def _refresher(self) -> Refresher:
+        renewals: dict[str, Callable[[], object]] = {}
+        signing = self._stores.signing
+        if signing is not None:
+            renewals["signed metadata"] = lambda: signing.metadata.refresh(
+                signing.online, now_seconds=self._clock()
+            )
+        if not self._settings.is_insecure:
+            renewals["certificates"] = lambda: self._pki.refresh(now_seconds=self._clock())
+        return Refresher(renewals, refresh_seconds=self._settings.server.refresh_seconds)
+
+    def _count_reports(self, request: telemetry_pb.ReportRequest, folded: Folded) -> None:
+        new = {report.sequence for report in folded.counted}
+        for report in request.reports:
+            if report.sequence in new:
+                self._counts.count_installs(report)
+        self._counts.count_report(ReportOutcome.STORED, len(new))
+        self._counts.count_report(ReportOutcome.REPEATED, len(request.reports) - len(new))
+
+    def _count_refused_reports(self, error: Exception) -> None:
+        self._counts.count_refusal(error)
+        self._counts.count_report(ReportOutcome.REFUSED)
+
+
+def _calling(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    """Call something of the event loop from a thread, unless the loop has ended."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(call)
+
+
+def _refuse_insecure(settings: ServeSettings) -> None:
+    address = settings.server.address
+    if settings.is_insecure and not is_loopback(address):
+        raise ConfigurationError(
+            f"--insecure serves loopback addresses only, and {address} is none: serve 127.0.0.1, or make keys with "
+            f"`quantfleet-server keys init --home {settings.home}`"
+        )
