@@ -17,14 +17,13 @@ import struct
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quantization.blob import COMPRESSION_LEVEL, MAX_CONTENT_BYTES, content_digest
 from quantization.delta_bsdiff import diff_streams, is_affordable, patch
 from quantization.delta_streams import StreamReader, difference_forms, read_differences, write_streams
+from quantization.delta_words import Words, joined, planes
 from quantization.errors import DigestMismatchError, MalformedError
 
 SMALL_BYTES = 256
@@ -33,8 +32,7 @@ SMALL_BYTES = 256
 HEADER_BYTES = 8
 _HEADER = struct.Struct("<2sBBI")  # magic, encoding, layout, size of the content
 _MAGIC = b"QD"
-_SPARSE = 1  # in a layout: differences are sparse
-_WORD_BYTES = (1, 4)  # what is subtracted: bytes, or little-endian words as float32 has them
+_SPARSE = 1  # in a layout: differences are sparse; the bits above are `Words`
 
 
 class Encoding(IntEnum):
@@ -102,12 +100,12 @@ def apply_delta(payload: bytes, base: bytes, digest: str, size_bytes: int | None
     encoding, layout, size = _read_header(payload)
     if size_bytes is not None and size != size_bytes:
         raise MalformedError(f"difference to content of {size} bytes where {size_bytes} are expected")
-    is_sparse, word = bool(layout & _SPARSE), _WORD_BYTES[layout >> 1]
+    is_sparse, words = bool(layout & _SPARSE), Words(layout >> 1)
     reader = StreamReader(memoryview(payload)[HEADER_BYTES:])
     if encoding == Encoding.BSDIFF:
         content = patch(reader, base, size, is_sparse=is_sparse)
     else:
-        content = _add(reader, base, size, word, is_sparse=is_sparse)
+        content = _add(reader, base, size, words, is_sparse=is_sparse)
     reader.finish()
     actual = content_digest(content)
     if actual != digest:
@@ -124,7 +122,7 @@ def _read_header(payload: bytes) -> tuple[Encoding, int, int]:
     magic, number, layout, size = _HEADER.unpack_from(payload)
     if magic != _MAGIC:
         raise MalformedError(f"a difference starts with {_MAGIC!r}, not {magic!r}")
-    layouts = {Encoding.INT8_SUB_ZSTD: 2 * len(_WORD_BYTES), Encoding.BSDIFF: 2}
+    layouts = {Encoding.INT8_SUB_ZSTD: 2 * len(Words), Encoding.BSDIFF: 2}
     if layout >= layouts.get(number, 0):
         raise MalformedError(
             f"difference of encoding {number} and layout {layout}; update this software to read it"
@@ -137,37 +135,29 @@ def _read_header(payload: bytes) -> tuple[Encoding, int, int]:
 def _subtract(base: bytes, content: bytes) -> bytes:
     """Return the smallest payload of differences between words."""
     payloads = []
-    for number, word in enumerate(_WORD_BYTES):
-        if len(content) % word == 0:
-            planes = _word_differences(base, content, word)
-            payloads += _payloads(Encoding.INT8_SUB_ZSTD, number << 1, len(content), difference_forms(planes))
+    for words in Words:
+        if len(content) % words.size_bytes == 0:
+            found = planes(base, content, words)
+            forms = difference_forms(found.reshape(-1))
+            if words is Words.SHORT_WORDS:  # each plane has a distribution of its own
+                forms = [(False, [plane.tobytes() for plane in found])]
+            payloads += _payloads(Encoding.INT8_SUB_ZSTD, words << 1, len(content), forms)
     return min(payloads, key=len)
 
 
-def _word_differences(base: bytes, content: bytes, word: int) -> NDArray[np.uint8]:
-    """Return the differences in planes: the lowest bytes of all words, then the next ones.
-
-    Those of wide words are folded (0, -1, 1, -2 become 0, 1, 2, 3), so that small ones have high bytes of zero.
-    """
-    kind = np.dtype(f"<u{word}")
-    difference = np.frombuffer(content, kind) - np.frombuffer(base, kind)
-    if word > 1:
-        signed = difference.view(f"<i{word}")
-        difference = ((signed << 1) ^ (signed >> (8 * word - 1))).view(kind)
-    return np.ascontiguousarray(difference.view(np.uint8).reshape(-1, word).T).reshape(-1)
-
-
-def _add(reader: StreamReader, base: bytes, size: int, word: int, *, is_sparse: bool) -> bytes:
+def _add(reader: StreamReader, base: bytes, size: int, words: Words, *, is_sparse: bool) -> bytes:
     """Return the content: undoes `_subtract`."""
-    if len(base) != size or size % word:
-        raise MalformedError(f"differences of {size} bytes in words of {word} to a base of {len(base)}")
-    planes = read_differences(reader, size, is_sparse=is_sparse)
-    kind = np.dtype(f"<u{word}")
-    words = np.ascontiguousarray(planes.reshape(word, -1).T).reshape(-1).view(kind)
-    if word > 1:
-        words = (words >> 1) ^ (0 - (words & 1))
-    content: NDArray[Any] = np.frombuffer(base, kind) + words
-    return content.tobytes()
+    if len(base) != size or size % words.size_bytes:
+        raise MalformedError(
+            f"differences of {size} bytes in words of {words.size_bytes} to a base of {len(base)}"
+        )
+    if words is Words.SHORT_WORDS:
+        if is_sparse:
+            raise MalformedError("differences of short words are not sparse")
+        found = np.stack([read_differences(reader, size // 4, is_sparse=False) for _ in range(4)])
+    else:
+        found = read_differences(reader, size, is_sparse=is_sparse).reshape(words.size_bytes, -1)
+    return joined(found, base, words)
 
 
 def _bsdiff(base: bytes, content: bytes) -> list[bytes]:

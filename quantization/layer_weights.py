@@ -21,6 +21,7 @@ from quantization.errors import ConfigurationError
 from quantization.graph_plan import GraphPlan, Layer
 from quantization.layer_codes import LayerCodes, RoundedWeights, weight_from_rows
 from quantization.policy import Policy
+from quantization.renormalization import shortened
 from quantization.skeleton import ElementType, SkeletonWriter
 
 SCALE_FLOOR = 2.0**-14
@@ -130,7 +131,8 @@ def channels_content(
     """Return the file `channels`: scales and bias of every layer, with the policy's corrections folded in.
 
     A correction z' = gain * z + offset becomes scale' = gain * scale and bias' = gain * bias + offset, computed
-    in float64 and rounded once.
+    in float64 and rounded once, to `renormalization.SIGNIFICANT_BITS` significant bits. A layer without a correction
+    keeps all bits of its scales and bias.
 
     Raises:
         ConfigurationError: If a correction is of another number of channels, or for a layer that takes none.
@@ -139,10 +141,13 @@ def channels_content(
     parts: list[NDArray[np.float32]] = []
     for layer in plan.layers:
         kept = stored[layer.name]
-        correction = policy.correction(layer.name, layer.channels)
-        parts.append((kept.scale * correction.gain).astype(np.float32))
+        correction = policy.corrections.get(layer.name)
+        if correction is None:
+            parts += [kept.scale] if kept.bias is None else [kept.scale, kept.bias.astype(np.float32)]
+            continue
+        parts.append(shortened(kept.scale * correction.gain))
         if kept.bias is not None:
-            parts.append((kept.bias * correction.gain + correction.offset).astype(np.float32))
+            parts.append(shortened(kept.bias * correction.gain + correction.offset))
     return np.concatenate(parts)
 
 

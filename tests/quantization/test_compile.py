@@ -25,7 +25,7 @@ from quantization.compile import (
 from quantization.errors import ConfigurationError
 from quantization.graph import GraphPlan, Site, analyze, canonicalize
 from quantization.policy import Policy
-from quantization.renormalization import ChannelCorrection
+from quantization.renormalization import ChannelCorrection, shortened
 
 INTEGER_LAYERS = ("QLinearConv", "QGemm", "MatMulIntegerToFloat")
 FLOAT_LAYERS = ("Conv", "FusedConv", "Gemm", "FusedGemm")
@@ -190,10 +190,10 @@ def test_a_correction_is_an_affine_change_of_the_raw_output() -> None:
     before = channels_file(model, plan, policy)
     after = channels_file(model, plan, replace(policy, corrections={layer.name: correction}))
     scale, bias = np.split(before[: 2 * layer.channels].astype(np.float64), 2)
-    np.testing.assert_allclose(after[: layer.channels], correction.gain * scale, rtol=1e-6)
-    np.testing.assert_allclose(
-        after[layer.channels : 2 * layer.channels], correction.gain * bias + correction.offset, rtol=1e-5
-    )
+    np.testing.assert_array_equal(after[: layer.channels], shortened(correction.gain * scale))
+    corrected = after[layer.channels : 2 * layer.channels]
+    np.testing.assert_allclose(corrected, correction.gain * bias + correction.offset, rtol=2.0**-13)
+    assert not (corrected.view(np.uint32) & 0x7FF).any()
     np.testing.assert_array_equal(after[2 * layer.channels :], before[2 * layer.channels :])
 
 

@@ -16,7 +16,9 @@ from quantization.blob import MAX_CONTENT_BYTES, content_digest, decode_blob_con
 from quantization.delta import SMALL_BYTES, Delta, Encoding, apply_delta, choose_delta, make_deltas
 from quantization.delta_bsdiff import MAX_BSDIFF_BYTES, is_affordable
 from quantization.delta_streams import StreamReader, join_sparse, split_sparse, write_streams
+from quantization.delta_words import Words, joined, planes
 from quantization.errors import DigestMismatchError, MalformedError
+from quantization.renormalization import shortened
 
 SUB, BSDIFF = Encoding.INT8_SUB_ZSTD, Encoding.BSDIFF
 OVERHEAD_BYTES = SMALL_BYTES
@@ -138,6 +140,36 @@ def test_differences_of_floats_are_taken_in_words() -> None:
     assert sent < 0.8 * best_peer_of_zstd(base.tobytes(), content.tobytes())
 
 
+def test_floats_with_few_significant_bits_are_told_apart_from_noise() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.normal(0, 1, 4000).astype(np.float32)
+    gains = np.exp(rng.normal(0, 0.05, 4000))
+    full, short = (base * gains).astype(np.float32), shortened(base * gains)
+    sizes = [smallest(base.tobytes(), c.tobytes(), encode_blob(c.tobytes())) for c in (full, short)]
+    assert sizes[1] < 0.6 * sizes[0]
+    assert sizes[1] < 0.65 * best_peer_of_zstd(base.tobytes(), short.tobytes())
+
+
+words_of_four = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=40)
+
+
+@given(words_of_four, st.lists(st.sampled_from([0, 1, 1 << 11, 0xFFFFFFFF]), min_size=40, max_size=40))
+@pytest.mark.parametrize("words", Words)
+def test_planes_are_joined_to_what_they_were(words: Words, base: list[int], change: list[int]) -> None:
+    old = np.array(base, "<u4")
+    new = old + np.array(change[: len(old)], "<u4")
+    found = planes(old.tobytes(), new.tobytes(), words)
+    assert found.shape == (words.size_bytes, 4 * len(old) // words.size_bytes)
+    assert joined(found, old.tobytes(), words) == new.tobytes()
+    assert joined(planes(new.tobytes(), old.tobytes(), words), new.tobytes(), words) == old.tobytes()
+
+
+def test_words_that_stay_are_zeros() -> None:
+    content = np.random.default_rng(0).bytes(400)
+    for words in Words:
+        assert not planes(content, content, words).any()
+
+
 def test_contents_of_an_artifact_become_those_of_the_next() -> None:
     old, new = example().artifact(0).manifest.to_bytes(), example().artifact(1, width=3.0).manifest.to_bytes()
     best = choose_delta(make_deltas(old, new), set(Encoding))
@@ -249,7 +281,10 @@ HOSTILE = {
     "starts with": payload_of(SUB, 4, b"abcd", magic=b"QF"),
     "encoding 9": payload_of(9, 4, b"abcd"),
     "encoding 1 ": payload_of(1, 4, b"abcd"),
-    "layout 4": payload_of(SUB, 4, b"abcd", layout=4),
+    "layout 6": payload_of(SUB, 4, b"abcd", layout=6),
+    "short words are not sparse": payload_of(SUB, 4, b"", b"", layout=5),
+    "stream of 2 bytes where 1": payload_of(SUB, 4, b"a", b"bb", b"c", b"d", layout=4),
+    "words of 4 to": payload_of(SUB, 6, b"a", b"b", b"c", b"d", layout=4),
     "layout 2": payload_of(BSDIFF, 4, layout=2),
     "at most": payload_of(SUB, MAX_CONTENT_BYTES + 1),
     "words of 4": payload_of(SUB, 5, b"abcde", layout=2),

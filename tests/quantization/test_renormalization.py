@@ -4,7 +4,15 @@ import pytest
 from quantization.arrays import FloatArray
 from quantization.errors import ConfigurationError
 from quantization.moments import ChannelMoments, ChannelReference
-from quantization.renormalization import ChannelCorrection, DriftRule, decide, layer_drift, restore
+from quantization.renormalization import (
+    SIGNIFICANT_BITS,
+    ChannelCorrection,
+    DriftRule,
+    decide,
+    layer_drift,
+    restore,
+    shortened,
+)
 
 CHANNELS = 16
 REFERENCE = ChannelReference(np.linspace(-1, 1, CHANNELS), np.linspace(0.5, 2, CHANNELS), 1000)
@@ -97,3 +105,14 @@ def test_layers_that_no_device_saw_keep_their_correction() -> None:
 def test_impossible_correction_is_refused(gain: float, offset: float) -> None:
     with pytest.raises(ConfigurationError):
         ChannelCorrection(np.array([gain]), np.array([offset]))
+
+
+def test_shortened_floats_have_few_significant_bits_and_are_as_near_as_these_allow() -> None:
+    values = np.random.default_rng(0).normal(size=1000) * np.logspace(-30, 30, 1000)
+    short = shortened(values)
+    assert not (short.view(np.uint32) & 0x7FF).any()
+    assert np.abs(short / values - 1).max() <= 2.0**-SIGNIFICANT_BITS
+    np.testing.assert_array_equal(shortened(short), short)
+    np.testing.assert_array_equal(
+        shortened(np.array([0.0, -1.0, 8191.5, 8192.5])), [0.0, -1.0, 8192.0, 8192.0]
+    )
