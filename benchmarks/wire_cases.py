@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
-from bench_qat import field_moments
+from bench_qat import field_moments, round_uniformly
 from bench_scale import BLOCKS, SMOKE_BLOCKS, SMOKE_WIDTH, WIDTH, build_model
 from numpy.typing import NDArray
 
@@ -46,6 +46,8 @@ RANGES, SCALED, TRAINED, ALLOCATED = (
 SIZE_RATIOS = (10.0, 11.0)
 """Float bytes over stored bytes, before and after the next allocation."""
 SCALED_SHARE = 0.02
+TRAINED_BITS = 3
+"""Of the weights that are trained; with more there is little to gain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,27 +94,41 @@ def trained_network(task: str, devices: int, seed: int) -> Iterator[Upgrade]:
             )
             return compile_artifact(model, rounded, statistics.references, codes)
 
+        eight = to_nearest(model, {layer.name: 8 for layer in model.plan.layers})
+        yield Upgrade(name, SCALED, artifact(1, eight), artifact(2, rescaled(eight, seed)))
+        moments = field_moments(bench, model, policy)
+        codes = round_uniformly(model, moments, TRAINED_BITS)
+        found = hello(bench.grid, tuple(bench.grid.get_node_ids()), clock=clock).value
+        context = RoundContext(bench.grid, bench.settings.rounds, clock=clock)
+        trained = train_weights(context, found, model, policy, codes, plan=replace(DEFAULT_PLAN, rounds=1))
+        changed = sum(int((trained[n].codes != codes[n].codes).sum()) for n in codes)
+        print(f"{name}: training moved {changed} codes", file=sys.stderr)
+        yield Upgrade(name, TRAINED, artifact(1, codes), artifact(2, trained))
         weights = {
             layer.name: weight_rows(model.draft.tensors[layer.weight], layer.weight_axis)
             for layer in model.plan.layers
         }
         rounded = round_model(
             weights,
-            field_moments(bench, model, policy),
+            moments,
             {layer: affordable_grids(rows.size) for layer, rows in weights.items()},
             is_centred={layer.name: layer.bias is not None for layer in model.plan.layers},
         )
-        codes, later = (allocated(rounded, ratio) for ratio in SIZE_RATIOS)
-        base = artifact(1, codes)
-        yield Upgrade(name, SCALED, base, artifact(2, rescaled(codes, seed)))
-        devices_found = hello(bench.grid, tuple(bench.grid.get_node_ids()), clock=clock).value
-        context = RoundContext(bench.grid, bench.settings.rounds, clock=clock)
-        plan = replace(DEFAULT_PLAN, rounds=1)
-        trained = train_weights(context, devices_found, model, policy, codes, plan=plan)
-        moved = sum(int((trained[n].codes != codes[n].codes).sum()) for n in codes)
-        print(f"{name}: training moved {moved} codes", file=sys.stderr)
-        yield Upgrade(name, TRAINED, base, artifact(2, trained))
-        yield Upgrade(name, ALLOCATED, base, artifact(2, later))
+        before, after = (artifact(k, allocated(rounded, ratio)) for k, ratio in enumerate(SIZE_RATIOS, 1))
+        yield Upgrade(name, ALLOCATED, before, after)
+
+
+def to_nearest(model: PlannedModel, bits: Mapping[str, int]) -> dict[str, LayerCodes]:
+    """Return every layer rounded to nearest."""
+    found = {}
+    for layer in model.plan.layers:
+        weight = model.draft.tensors[layer.weight]
+        scale = weight_params(layer, weight, bits[layer.name]).scale.reshape(-1)
+        greatest = (1 << (bits[layer.name] - 1)) - 1
+        rows = np.rint(weight_rows(weight, layer.weight_axis) / scale[:, None])
+        codes = np.clip(rows, -greatest, greatest).astype(np.int8)
+        found[layer.name] = LayerCodes(codes, scale, np.zeros(len(scale)))
+    return found
 
 
 def allocated(rounded: Mapping[str, list[RoundedLayer]], ratio: float) -> dict[str, LayerCodes]:
@@ -167,20 +183,8 @@ def random_network(seed: int, *, is_small: bool) -> Iterator[Upgrade]:
         policy = replace(policy, **changes)
         return build_artifact(compile_inference(content, plan, policy, codes), None, policy, plan)
 
-    def to_nearest(bits: Mapping[str, int]) -> dict[str, LayerCodes]:
-        found = {}
-        for layer in plan.layers:
-            weight = model.draft.tensors[layer.weight]
-            scale = weight_params(layer, weight, bits[layer.name]).scale.reshape(-1)
-            greatest = (1 << (bits[layer.name] - 1)) - 1
-            rows = np.rint(weight_rows(weight, layer.weight_axis) / scale[:, None])
-            found[layer.name] = LayerCodes(
-                np.clip(rows, -greatest, greatest).astype(np.int8), scale, np.zeros(len(scale))
-            )
-        return found
-
     name = f"random, {sum(model.draft.tensors[layer.weight].size for layer in plan.layers) / 1e6:.1f} M"
-    codes = to_nearest({layer.name: 8 for layer in plan.layers})
+    codes = to_nearest(model, {layer.name: 8 for layer in plan.layers})
     base = artifact(1, codes)
     corrections = {
         layer.name: ChannelCorrection(
@@ -194,7 +198,9 @@ def random_network(seed: int, *, is_small: bool) -> Iterator[Upgrade]:
     yield Upgrade(name, TRAINED, base, artifact(2, {n: moved(layer, rng) for n, layer in codes.items()}))
     bits = {layer.name: int(rng.integers(4, 8)) for layer in plan.layers}
     later = {n: max(3, b + int(rng.choice([-1, 0, 0, 0, 0, 1]))) for n, b in bits.items()}
-    yield Upgrade(name, ALLOCATED, artifact(1, to_nearest(bits)), artifact(2, to_nearest(later)))
+    yield Upgrade(
+        name, ALLOCATED, artifact(1, to_nearest(model, bits)), artifact(2, to_nearest(model, later))
+    )
 
 
 def moved(layer: LayerCodes, rng: np.random.Generator) -> LayerCodes:

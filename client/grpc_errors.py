@@ -23,12 +23,12 @@ MOST_SECONDS = 86_400.0
 """Longest wait that a service may ask for; what asks for more must not silence a device for good."""
 
 _MAX_DETAILS = 300
+# A service that does not know a method is an older one, which may be better the next time.
 _ERRORS: dict[grpc.StatusCode, type[QuantFleetError]] = {
     grpc.StatusCode.NOT_FOUND: NotFoundError,
     grpc.StatusCode.INVALID_ARGUMENT: MalformedError,
     grpc.StatusCode.OUT_OF_RANGE: MalformedError,
     grpc.StatusCode.FAILED_PRECONDITION: MalformedError,
-    grpc.StatusCode.UNIMPLEMENTED: MalformedError,
     grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
     grpc.StatusCode.PERMISSION_DENIED: ForbiddenError,
 }
