@@ -25,7 +25,7 @@ from quantization.errors import ConfigurationError
 from server.certificates import Authority, Issued
 from server.identity import Identity
 from server.identity_registry import IdentityRegistry
-from server.peers import Context, PeerLimits, refusals
+from server.peers import Context, OnRefusal, PeerLimits, refusals
 from server.pem import parse_certificate
 from server.registry import Clock
 from server.signing_requests import public_bytes, requested_key
@@ -44,6 +44,8 @@ class EnrolmentSettings:
         max_calls: Calls that are worked on or wait for it, of everybody.
         max_known_networks: Networks that are remembered; the least recently seen is forgotten.
         workers: Threads for the registry and signatures.
+        revocation_poll_seconds: How often the registry is asked what was revoked: for so long a revoked device is
+            still answered.
     """
 
     calls_per_second: float = 2.0
@@ -51,6 +53,7 @@ class EnrolmentSettings:
     max_calls: int = 256
     max_known_networks: int = 16_384
     workers: int = 2
+    revocation_poll_seconds: float = 2.0
 
     def __post_init__(self) -> None:
         """Refuse what would stop the service."""
@@ -83,6 +86,7 @@ class EnrolmentService(pb_grpc.EnrolmentServiceServicer):
         address: str,
         clock: Clock,
         settings: EnrolmentSettings | None = None,
+        on_refusal: OnRefusal = lambda _error: None,
     ) -> None:
         """Enrol devices.
 
@@ -93,9 +97,10 @@ class EnrolmentService(pb_grpc.EnrolmentServiceServicer):
             address: Where devices find their services: "host:port", or ":port" on the host that they enrol at.
             clock: Seconds since 1970 (UTC).
             settings: Limits; the defaults if None.
+            on_refusal: Told why a call is refused.
         """
         self._registry, self._authority, self._first_root = registry, authority, first_root
-        self._address, self._clock = address, clock
+        self._address, self._clock, self._on_refusal = address, clock, on_refusal
         self._work = _Work(settings or EnrolmentSettings())
         self._authority_der = _der(authority.certificate_pem)
 
@@ -118,13 +123,13 @@ class EnrolmentService(pb_grpc.EnrolmentServiceServicer):
     ) -> pb.FetchAuthorityResponse:
         """Return the authority's certificate."""
         del request
-        async with refusals(context):
+        async with refusals(context, self._on_refusal):
             self._work.count(network(str(context.peer())))
         return pb.FetchAuthorityResponse(authority=self._authority_der)
 
     async def Enrol(self, request: pb.EnrolRequest, context: Context) -> pb.EnrolResponse:  # noqa: N802
         """Return a device's first certificate."""
-        async with refusals(context):
+        async with refusals(context, self._on_refusal):
             peer = network(str(context.peer()))
             self._work.count(peer)
             return await self._work.do(lambda: self._enrol(request, peer))
@@ -161,6 +166,7 @@ class RenewalService(pb_grpc.RenewalServiceServicer):
         *,
         clock: Clock,
         settings: EnrolmentSettings | None = None,
+        on_refusal: OnRefusal = lambda _error: None,
     ) -> None:
         """Renew certificates.
 
@@ -170,8 +176,10 @@ class RenewalService(pb_grpc.RenewalServiceServicer):
             identity: Names the device that calls; it must be certified.
             clock: Seconds since 1970 (UTC).
             settings: Limits; the defaults if None.
+            on_refusal: Told why a call is refused.
         """
         self._registry, self._authority, self._identity, self._clock = registry, authority, identity, clock
+        self._on_refusal = on_refusal
         self._work = _Work(settings or EnrolmentSettings())
 
     def __enter__(self) -> Self:
@@ -190,7 +198,7 @@ class RenewalService(pb_grpc.RenewalServiceServicer):
 
     async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewResponse:  # noqa: N802
         """Return a device's next certificate."""
-        async with refusals(context):
+        async with refusals(context, self._on_refusal):
             name = self._identity.device(context)
             self._work.count(name)
             serial = self._identity.caller(context).serial

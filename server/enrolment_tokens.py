@@ -91,8 +91,8 @@ def good_token(session: Session, secret: str, public_key: str, now_seconds: floa
     return token
 
 
-def name_for(session: Session, token: EnrolmentTokenRow, wanted: str) -> str:
-    """Return the name that a token gives to the one who wants this name, or any (empty).
+def name_for(session: Session, token: EnrolmentTokenRow, wanted: str) -> tuple[str, DeviceRow | None]:
+    """Return the name that a token gives to the one who wants this name, or any (empty); and who has it, locked.
 
     Raises:
         UnauthenticatedError: The token was used, and the name is no longer its user's.
@@ -113,7 +113,7 @@ def name_for(session: Session, token: EnrolmentTokenRow, wanted: str) -> str:
             raise UnauthenticatedError("the token was used already; ask the operator for a new one")
     elif row is not None and token.device is None:
         raise name_taken(name)
-    return name
+    return name, row
 
 
 def void_tokens(session: Session, device: str, now_seconds: float) -> None:

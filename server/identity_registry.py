@@ -101,8 +101,9 @@ class IdentityRegistry:
         try:
             with self._writing() as session:
                 token = good_token(session, secret, public_key, self._clock())
-                name = name_for(session, token, wanted)
-                return self._enrol(session, token, public_key=public_key, name=name, sign=sign, peer=peer)
+                name, row = name_for(session, token, wanted)
+                device = row or DeviceRow(name=name)  # a new one is refused if another has come meanwhile
+                return self._enrol(session, token, device, public_key=public_key, sign=sign, peer=peer)
         except IntegrityError as error:  # another token has taken the name meanwhile
             raise name_taken(wanted) from error
 
@@ -228,17 +229,23 @@ class IdentityRegistry:
             return tuple(token_record_of(row) for row in session.scalars(query))
 
     def _enrol(
-        self, session: Session, token: EnrolmentTokenRow, *, public_key: str, name: str, sign: Sign, peer: str
+        self,
+        session: Session,
+        token: EnrolmentTokenRow,
+        device: DeviceRow,
+        *,
+        public_key: str,
+        sign: Sign,
+        peer: str,
     ) -> Issued:
-        now = self._clock()
+        now, name = self._clock(), device.name
         issued = sign(Principal(Role.DEVICE, name))
         self._revoke_certificates(session, issued.principal, now)
         self._add_certificate(session, issued)
-        row = session.get(DeviceRow, name) or DeviceRow(name=name)
-        row.serial, row.public_key = issued.serial, public_key
-        row.enrolled_at_seconds = row.issued_at_seconds = now
-        row.not_after_seconds, row.revoked_at_seconds = issued.not_after_seconds, None
-        session.add(row)
+        device.serial, device.public_key = issued.serial, public_key
+        device.enrolled_at_seconds = device.issued_at_seconds = now
+        device.not_after_seconds, device.revoked_at_seconds = issued.not_after_seconds, None
+        session.add(device)
         token.used_at_seconds, token.used_by, token.used_key = now, name, public_key
         detail = {"actor": f"token {token.token_id}", "serial": issued.serial, "peer": peer[:200]}
         self._audit(session, "device_enrolled", _subject(name), **detail)
