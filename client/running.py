@@ -112,8 +112,12 @@ def run_agent(options: RunOptions, say: Callable[[str], object]) -> None:
 
 
 def _make_metrics() -> "OwnMetrics":
-    from client.metrics import OwnMetrics  # noqa: PLC0415  # prometheus-client is for those who want it
+    # prometheus-client is for those who want it.
+    from prometheus_client import disable_created_metrics  # noqa: PLC0415
 
+    from client.metrics import OwnMetrics  # noqa: PLC0415
+
+    disable_created_metrics()  # they double the series, and say when the process began
     return OwnMetrics()
 
 

@@ -42,6 +42,7 @@ def bench_rows(result: BenchResult) -> list[tuple[str, str]]:
     ]
     rows.append(("int8", _latency(result.int8)))
     if result.plain is not None:
+        rows.append(("float", _latency(result.plain)))
         rows.append(
             ("ratio", f"{result.int8.p50_seconds / result.plain.p50_seconds:.2f} of the float model's p50")
         )

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,37 @@ def test_a_device_that_dies_at_any_write_loses_no_report_and_counts_none_twice(t
             assert again not in server, (kind, lives)
             assert again > max(found, default=0)
     assert count > 40
+
+
+def test_a_wiped_folder_goes_on_above_what_the_server_knows(tmp_path: Path) -> None:
+    with StateFolder(tmp_path) as state:
+        spool = Spool(state)
+        spool.append(b"one")
+        spool.append(b"two")
+        spool.renumber_above(70)
+        assert waiting(spool) == {71: b"one", 72: b"two"}
+        spool.renumber_above(3)
+        assert waiting(spool) == {71: b"one", 72: b"two"}
+    with StateFolder(tmp_path) as state:
+        assert Spool(state).append(b"three") == 73
+
+
+def test_no_death_while_numbers_change_loses_a_report(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+
+    def prepare() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        with StateFolder(folder) as state:
+            spool = Spool(state)
+            for data in (b"one", b"two"):
+                spool.append(data)
+
+    def renumber(disk: DyingDisk) -> None:
+        with StateFolder(folder, disk=disk) as state:
+            Spool(state).renumber_above(70)
+
+    for _ in deaths(prepare, renumber):
+        with StateFolder(folder) as state:
+            spool = Spool(state)
+            assert {*waiting(spool).values()} == {b"one", b"two"}
+            assert spool.last_used in (2, 70, 71, 72)
