@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from server import cli_devices, cli_keys, cli_rollout, cli_serve, cli_tune
+from server import cli_devices, cli_keys, cli_migrate, cli_rollout, cli_serve, cli_tune
 from server.cli_common import (
     DEFAULT_ADDRESS,
     Insecure,
@@ -38,6 +38,7 @@ app = typer.Typer(
 app.add_typer(cli_rollout.app)
 app.command("serve")(cli_serve.serve)
 app.command("prepare")(cli_serve.prepare)
+app.command("migrate")(cli_migrate.migrate)
 app.command("tune")(cli_tune.tune)
 app.add_typer(cli_keys.app, name="keys")
 app.add_typer(cli_devices.app, name="devices")

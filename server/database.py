@@ -16,6 +16,8 @@ BUSY_TIMEOUT_SECONDS = 30.0
 """How long a writer waits for another one before it gives up (SQLite)."""
 SILENT_SECONDS = 30.0
 """How long a database's host may be silent before its connections are given up (PostgreSQL)."""
+_MIGRATION_LOCK = 5_130_904_117_530_042_484
+"""Number of the lock that migrations take on PostgreSQL; nobody else's."""
 
 
 def connect(url: str) -> Engine:
@@ -38,7 +40,7 @@ def connect(url: str) -> Engine:
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the database to this version's tables.
+    """Bring the database to this version's tables; processes that start at the same time do it one after the other.
 
     Raises:
         ConfigurationError: The database cannot be opened, or a newer version has written it.
@@ -47,12 +49,20 @@ def migrate(engine: Engine) -> None:
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     try:
         with engine.begin() as connection:
+            if engine.dialect.name == "postgresql":  # SQLite has taken its lock with the transaction
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
             _refuse_newer(connection, ScriptDirectory.from_config(config))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     except SQLAlchemyError as error:
         shown = engine.url.render_as_string(hide_password=True)
         raise ConfigurationError(f"registry '{shown}' cannot be opened: {_cause(error)}") from error
+
+
+def revision(engine: Engine) -> str:
+    """Return the revision of the database's tables; empty where there are none."""
+    with engine.execution_options(begin="DEFERRED").connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision() or ""
 
 
 def _connect_arguments(url: str) -> dict[str, int]:

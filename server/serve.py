@@ -29,6 +29,7 @@ from server.blob_store import BlobStore
 from server.database import connect, migrate
 from server.delta_store import DeltaStore
 from server.enrolment_service import EnrolmentService, RenewalService
+from server.expiry_metrics import ExpiryMetrics
 from server.grpc_server import Service, is_loopback, serving
 from server.identity import Identity
 from server.identity_registry import IdentityRegistry
@@ -252,6 +253,12 @@ class _Composition:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._metrics)
         fleet_metrics.register(self._metrics, self._stores.engine, self._stores.blobs)
+        signing, pki = self._stores.signing, self._pki.path
+        ExpiryMetrics(
+            self._metrics,
+            None if signing is None else signing.metadata.read,
+            {} if self._settings.is_insecure else {"server": pki / "server.crt", "ca": pki / "ca.crt"},
+        )
         address = self._settings.server.metrics_address
         if not address:
             return ""

@@ -60,8 +60,8 @@ def test_totals_are_the_sums_of_what_was_reported(engine: Engine) -> None:
     telemetry.fold(report("d2", 1, 1, samples=5, judged=2, agreements=1, failures=1))
     telemetry.fold(report("d2", 2, 2, samples=7, load_failures=1))
     (first, second), all_versions = totals(engine, 1, 2)
-    counted = dict(labelled=4, hits=3, judged=2, agreements=1, failures=1)
-    values = dict(observed_values=100, clipped_values=5)
+    counted = {"labelled": 4, "hits": 3, "judged": 2, "agreements": 1, "failures": 1}
+    values = {"observed_values": 100, "clipped_values": 5}
     assert first == ClassTotals(devices=1, samples=15, **counted, **values)
     assert second == ClassTotals(devices=1, samples=7, load_failures=1)
     assert all_versions == ClassTotals(devices=2, samples=22, load_failures=1, **counted, **values)

@@ -1,4 +1,4 @@
-"""A registry with everything that metrics show: targets, a rollout, generations, rounds, and as many devices as wanted."""
+"""A registry with all that metrics show: targets, a rollout, generations, rounds, and devices, as many as wanted."""
 
 import json
 from dataclasses import replace
@@ -27,8 +27,8 @@ CLASS = X86_VNNI.name
 def fill(engine: Engine, blobs: BlobStore, devices: int, now: float = 1_000_000.0) -> Rollout:
     """Fill an empty registry; return the rollout that is open.
 
-    Class `arm` is registered and has nothing. Class `x86-vnni` has published generations 0 and 1, a failed one, version 1
-    of its target and a rollout of version 2, and devices of which one in ten reports version 2.
+    Class `arm` is registered and has nothing. Class `x86-vnni` has published generations 0 and 1, a failed one,
+    version 1 of its target and a rollout of version 2, and devices of which one in ten reports version 2.
     """
     registry, rollouts = Registry(engine, lambda: now), RolloutRegistry(engine, lambda: now)
     example = artifacts.example("residual_cnn")
