@@ -3,10 +3,11 @@
 from dataclasses import dataclass, replace
 
 from quantization.errors import MalformedError
-from quantization.side_by_side import LATENCY_BUCKETS, MAX_COUNT
+from quantization.side_by_side import LATENCY_BUCKETS
 
 _NO_LATENCY = (0,) * LATENCY_BUCKETS
 _MAX_MEMORY_BYTES = 1 << 50
+_MAX_TOTAL = 1 << 62  # one report counts 2^38 at most (`server.telemetry_proto`): no fleet merges so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,8 @@ class TelemetryCounts:
     def __post_init__(self) -> None:
         """Refuse counts that no device can have counted."""
         counts = (self.samples, self.labelled, self.hits, self.judged, self.agreements, self.failures)
-        if not all(0 <= count <= MAX_COUNT for count in (*counts, self.load_failures, *self.latency)):
-            raise MalformedError("telemetry counts must not be negative, nor beyond 2^38")
+        if not all(0 <= count <= _MAX_TOTAL for count in (*counts, self.load_failures, *self.latency)):
+            raise MalformedError("telemetry counts must not be negative, nor beyond 2^62")
         if len(self.latency) != LATENCY_BUCKETS:
             raise MalformedError(f"latencies in {len(self.latency)} buckets, expected {LATENCY_BUCKETS}")
         if not (

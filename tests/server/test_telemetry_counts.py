@@ -56,7 +56,7 @@ def test_a_failure_rate_counts_what_was_asked() -> None:
         {"samples": 2, "labelled": 1, "hits": 2},
         {"samples": 2, "judged": 3},
         {"samples": 2, "judged": 1, "agreements": 2},
-        {"samples": 1 << 39},
+        {"samples": 1 << 63},
         {"load_failures": -1},
         {"latency": (0,) * 63},
         {"latency": (-1,) + (0,) * 63},
@@ -66,3 +66,8 @@ def test_a_failure_rate_counts_what_was_asked() -> None:
 def test_counts_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(MalformedError):
         TelemetryCounts(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_fleet_counts_more_than_one_report_may() -> None:
+    one = TelemetryCounts(samples=1 << 38)
+    assert one.merge(one).merge(one).samples == 3 << 38
