@@ -35,6 +35,17 @@ RENEW_AFTER = 2 / 3
 
 _MAX_FILE_BYTES = 64 << 10
 
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.UnsupportedGeneralNameType,
+)
+"""What `cryptography` raises where something is no certificate, or one that it cannot read."""
+
 _Value = TypeVar("_Value")
 
 
@@ -171,7 +182,7 @@ def parse_key(pem: bytes) -> EllipticCurvePrivateKey:
     """
     try:
         key = load_pem_private_key(pem, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise MalformedError(f"not a private key: {error}") from error
     if not isinstance(key, EllipticCurvePrivateKey):
         raise MalformedError("not a private key on an elliptic curve")
@@ -186,16 +197,17 @@ def check_certificate(
     Raises:
         MalformedError: It has another key or another signer, or names somebody else.
     """
-    if certificate.public_key() != key.public_key():
-        raise MalformedError("the certificate has another key than the device")
     try:
+        has_key = certificate.public_key() == key.public_key()
         certificate.verify_directly_issued_by(authority)
-    except (InvalidSignature, ValueError, TypeError) as error:
+    except (InvalidSignature, *UNREADABLE) as error:
         raise MalformedError("the certificate was not signed by the fleet's authority") from error
+    if not has_key:
+        raise MalformedError("the certificate has another key than the device")
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as error:
+    except UNREADABLE as error:
         raise MalformedError(f"the certificate names nobody: {error}") from error
     expected = Principal(Role.DEVICE, device).uri
     if uris != [expected]:
@@ -228,7 +240,7 @@ def check_private(path: Path) -> None:
 def _parsed(folder: Path, name: str, parse: Callable[[bytes], _Value], data: bytes) -> _Value:
     try:
         return parse(data)
-    except (ValueError, MalformedError) as error:
+    except (*UNREADABLE, MalformedError) as error:
         raise ConfigurationError(f"{folder / name} is damaged ({error}); {_REMEDY}") from error
 
 

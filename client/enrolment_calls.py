@@ -26,6 +26,7 @@ from tuf.ngclient.config import EnvelopeType
 
 from client.credentials import (
     MAX_CERTIFICATE_BYTES,
+    UNREADABLE,
     ClientCredentials,
     ServiceFile,
     check_certificate,
@@ -178,7 +179,7 @@ def _certificate(data: bytes, what: str) -> x509.Certificate:
         raise MalformedError(f"{what} has {len(data)} bytes; 1 to {MAX_CERTIFICATE_BYTES} are allowed")
     try:
         return x509.load_der_x509_certificate(data)
-    except ValueError as error:
+    except UNREADABLE as error:
         raise MalformedError(f"{what} is no certificate: {error}") from error
 
 

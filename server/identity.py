@@ -21,7 +21,7 @@ from cryptography.x509 import load_pem_x509_certificate
 from quantization.errors import ForbiddenError, MalformedError, UnauthenticatedError
 from quantization.principal import Principal, Role, check_principal_name
 from server.peers import DEVICE_KEY, Context
-from server.pem import principal_of, serial_of
+from server.pem import UNREADABLE, principal_of, serial_of
 from server.signing_requests import public_bytes
 
 IsRevoked = Callable[[str, str], bool]
@@ -126,7 +126,7 @@ class Identity:
     def _named(self, context: Context, role: Role) -> Caller:
         caller = self.caller(context)
         if caller.principal.role is not role:
-            raise ForbiddenError(f"this call is for a {role}, and {caller.principal.uri} calls")
+            raise ForbiddenError(f"this call needs the role '{role}', and {caller.principal.uri} calls")
         return caller
 
 
@@ -135,9 +135,9 @@ def _parsed(pem: bytes) -> Caller:
     try:
         certificate = load_pem_x509_certificate(pem)
         principal = principal_of(certificate)
-    except (ValueError, MalformedError) as error:
+        key = certificate.public_key()
+    except (*UNREADABLE, MalformedError) as error:
         raise UnauthenticatedError(f"the caller's certificate names nobody of this fleet: {error}") from error
-    key = certificate.public_key()
     return Caller(
         principal,
         serial_of(certificate),

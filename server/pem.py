@@ -17,6 +17,17 @@ from cryptography.hazmat.primitives.serialization import (
 from quantization.errors import ConfigurationError, MalformedError
 from quantization.principal import Principal
 
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.UnsupportedGeneralNameType,
+)
+"""What `cryptography` raises where something is no certificate, or one that it cannot read."""
+
 
 def new_key() -> EllipticCurvePrivateKey:
     """Return a new private key on P-256."""
@@ -36,7 +47,7 @@ def parse_key(pem: bytes) -> EllipticCurvePrivateKey:
     """
     try:
         key = load_pem_private_key(pem, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise ConfigurationError(f"not a private key in PEM, or an encrypted one: {error}") from error
     if not isinstance(key, EllipticCurvePrivateKey):
         raise ConfigurationError("not a private key on an elliptic curve")
@@ -51,7 +62,7 @@ def parse_certificate(pem: bytes) -> x509.Certificate:
     """
     try:
         return x509.load_pem_x509_certificate(pem)
-    except ValueError as error:
+    except UNREADABLE as error:
         raise ConfigurationError(f"not a certificate in PEM: {error}") from error
 
 
@@ -64,7 +75,7 @@ def principal_of(certificate: x509.Certificate) -> Principal:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as error:
+    except UNREADABLE as error:
         raise MalformedError(f"a certificate without alternative names: {error}") from error
     if len(uris) != 1:
         raise MalformedError(f"a certificate with {len(uris)} URIs; one was expected")

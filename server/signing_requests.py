@@ -10,12 +10,13 @@ The rules:
 """
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, SECP384R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from quantization.errors import MalformedError
+from server.pem import UNREADABLE
 
 MAX_REQUEST_BYTES = 4096
 """Largest request, PKCS #10 in DER; one on P-256 has about 300 bytes."""
@@ -42,7 +43,7 @@ def requested_key(request: bytes) -> EllipticCurvePublicKey:
         parsed = x509.load_der_x509_csr(request)
         key = parsed.public_key()
         algorithm = parsed.signature_hash_algorithm
-    except (ValueError, UnsupportedAlgorithm, TypeError) as error:
+    except UNREADABLE as error:
         raise MalformedError(f"not a certificate request (PKCS #10 in DER): {error}") from error
     if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, _CURVES):
         raise MalformedError(f"the key of a device lies on curve P-256 or P-384; {_named(key)} was sent")
@@ -50,7 +51,7 @@ def requested_key(request: bytes) -> EllipticCurvePublicKey:
         raise MalformedError("a certificate request is signed over a digest of SHA-256, SHA-384 or SHA-512")
     try:
         is_good = parsed.is_signature_valid
-    except (InvalidSignature, ValueError, UnsupportedAlgorithm):
+    except (InvalidSignature, *UNREADABLE):
         is_good = False
     if not is_good:
         raise MalformedError("the certificate request is not signed with the key that it names")
