@@ -29,10 +29,10 @@ demo: venv ## Show a fleet of digit readers a world of little contrast, tune it 
 
 test: unit slow ## Run every test.
 
-unit: venv ## Run the fast tests.
+unit: venv services ## Run the fast tests.
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --durations=5
 
-slow: venv chromium ## Run the end-to-end tests.
+slow: venv chromium services ## Run the end-to-end tests.
 	$(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile --durations=5
 
 .PHONY: chromium
@@ -42,6 +42,16 @@ chromium: # The report is tested in a real browser; installed only where there i
 	  SUDO=; [ "$$(id -u)" = 0 ] || SUDO="sudo -n"; \
 	  { $$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
 	  || echo "chromium could not be installed; its tests will be skipped" >&2; }
+
+.PHONY: services
+services: # What is tested against the real thing: alerts and metrics, and the registry on PostgreSQL.
+	@missing=; command -v promtool >/dev/null || missing="prometheus"; \
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || missing="$$missing postgresql"; \
+	[ -z "$$missing" ] || { \
+	  echo "Installing$${missing:+ }$$missing (tests run against real ones)..."; \
+	  SUDO=; [ "$$(id -u)" = 0 ] || SUDO="sudo -n"; \
+	  { $$SUDO apt-get update -qq && $$SUDO env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; } \
+	  || echo "$$missing could not be installed; their tests will be skipped" >&2; }
 
 lint: venv ## Check style and formatting.
 	$(BIN)/ruff check .

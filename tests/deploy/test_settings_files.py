@@ -1,0 +1,23 @@
+"""Settings files in deploy/ are ones that the commands read."""
+
+from pathlib import Path
+
+import yaml
+from deployed_commands import DEPLOY
+
+from server.serve_settings import ServeSettings
+
+
+def test_the_server_reads_its_settings(tmp_path: Path) -> None:
+    settings = ServeSettings.read(tmp_path, DEPLOY / "server.toml")
+    assert settings.server.grace_seconds == 20.0
+    assert settings.plan.shares == (0.05, 0.2, 0.5)
+
+
+def test_the_server_reads_the_settings_of_the_config_map(tmp_path: Path) -> None:
+    data = yaml.safe_load((DEPLOY / "kubernetes" / "config.yaml").read_text())["data"]
+    path = tmp_path / "server.toml"
+    path.write_text(data["server.toml"])
+    settings = ServeSettings.read(tmp_path, path)
+    assert settings.server.address == "0.0.0.0:9443"
+    assert settings.registry_place.startswith("postgresql+psycopg://")
