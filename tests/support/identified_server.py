@@ -25,6 +25,7 @@ from server.operator_credentials import OperatorCredentials
 from server.registry import Registry
 from server.serve import running
 from server.serve_settings import ServerTable, ServeSettings
+from server.update_settings import UpdateSettings
 
 HOSTS = ("127.0.0.1", "localhost")
 QUICK = EnrolmentSettings(revocation_poll_seconds=0.05, calls_burst=1000)
@@ -127,7 +128,8 @@ def identified_server(folder: Path, settings: EnrolmentSettings = QUICK) -> Iter
     table = ServerTable(
         address="127.0.0.1:0", enrolment_address="127.0.0.1:0", metrics_address="", grace_seconds=0.2
     )
-    serve_settings = ServeSettings(home=server.home.path, server=table, enrolment=settings)
+    update = UpdateSettings(calls_burst=10_000, heartbeat_seconds=0.2)
+    serve_settings = ServeSettings(home=server.home.path, server=table, enrolment=settings, update=update)
     Registry.open(serve_settings.registry_place).close()
     ready, loop = threading.Event(), asyncio.new_event_loop()
     stop, failures = asyncio.Event(), list[BaseException]()
