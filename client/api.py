@@ -75,6 +75,7 @@ class RemoteModel:
             ConfigurationError: If the path is too long for a socket.
         """
         self._socket, self._timeout_seconds = Path(socket), timeout_seconds
+        self._is_closed = False
         self._channel = grpc.insecure_channel(
             socket_address(self._socket),
             options=[
@@ -98,7 +99,8 @@ class RemoteModel:
         self.close()
 
     def close(self) -> None:
-        """End the connection."""
+        """End the connection; calls after that raise `UnreachableError`."""
+        self._is_closed = True
         self._channel.close()
 
     def infer(self, x: AnyArray) -> Answer:
@@ -160,7 +162,9 @@ class RemoteModel:
         """Turn what gRPC raises in the block into this project's errors."""
         try:
             yield
-        except (ValueError, TypeError) as error:  # a closed channel, a number that no field holds
+        except (ValueError, TypeError) as error:  # a closed channel, or a number that no field holds
+            if self._is_closed:
+                raise UnreachableError(f"the connection to {self._socket} was closed") from error
             raise InvalidDataError(f"the call cannot be made: {error}") from error
         except grpc.RpcError as error:
             code, details = error.code(), error.details()
