@@ -114,8 +114,8 @@ def _keep(folder: Path, given: Enrolled, key: EllipticCurvePrivateKey, disk: Dis
     try:
         disk.remove(folder / SERVICE)
         disk.sync(folder)
-        disk.rename(folder / PENDING_KEY, folder / KEY)
-        disk.sync(folder)
+        replace_file(disk, folder / KEY, _pem(key), is_private=True)
+        disk.remove(folder / PENDING_KEY)
     except OSError as error:
         raise unwritable(folder / KEY, error) from error
     replace_file(disk, folder / PRIVATE_KEY, private, is_private=True)

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dying_disk import DyingDisk, deaths
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from dying_disk import Death, deaths
 from identified_server import IdentifiedServer, check, grpc, identified_server
 
-from client.credentials import KEY, SERVICE, ClientCredentials, identity_folder
+from client.credentials import KEY, SERVICE, ClientCredentials, ServiceFile, identity_folder
 from client.disk import Disk
 from client.enrolment import PENDING_KEY, enroll, renew
+from client.enrolment_calls import Enrolled
 from client.supernode_key import PRIVATE_KEY
 from quantization.enrolment_token import EnrolmentToken
 from quantization.errors import (
@@ -24,8 +26,10 @@ from quantization.errors import (
     UnauthenticatedError,
     UnreachableError,
 )
+from quantization.principal import Principal, Role
 from server.certificates import Authority
 from server.identity_registry import MIN_RENEWAL_SECONDS
+from server.pem import key_to_pem
 
 DAY = 86_400.0
 KNOWN = grpc.StatusCode.NOT_FOUND  # nothing is published to whom the server knows
@@ -181,35 +185,58 @@ def test_without_an_identity_nothing_is_renewed(tmp_path: Path) -> None:
 
 
 def test_a_device_that_is_killed_while_it_enrols_has_a_whole_identity_or_none(
-    server: IdentifiedServer, tmp_path: Path
+    server: IdentifiedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state, token = tmp_path / "state", server.token("a-13")
-    seen = set()
+    state, token, authority = tmp_path / "state", server.token("a-13"), server.authority
+    sent: list[bytes] = []
+
+    def given(
+        address: str, _token: object, key: EllipticCurvePrivateKey, _name: str, **_: object
+    ) -> Enrolled:
+        """Answer as the server does, which takes a token's first key alone."""
+        sent.append(key_to_pem(key))
+        assert len(set(sent)) == 1
+        issued = authority.issue(Principal(Role.DEVICE, "a-13"), key.public_key(), now_seconds=server.clock())
+        service = ServiceFile(server.address, address, "a-13")
+        return Enrolled(service, issued.certificate_pem, authority.certificate_pem, b"{}")
 
     def prepare() -> None:
         shutil.rmtree(state, ignore_errors=True)
         state.mkdir()
+        sent.clear()
 
-    def act(disk: DyingDisk) -> None:
-        nonlocal token
-        token = server.token("a-13")
-        enroll(state, server.enrolment_address, token, disk=disk)
-
-    for death in deaths(prepare, act):
+    monkeypatch.setattr("client.enrolment.enrol", given)
+    seen = []
+    for death in deaths(prepare, lambda disk: enroll(state, server.enrolment_address, token, disk=disk)):
         try:
-            found: ClientCredentials | None = ClientCredentials.read(identity_folder(state))
+            found = ClientCredentials.read(identity_folder(state))
         except NotFoundError:
-            found = None
-        seen.add(found is not None)
-        if found is not None:
-            assert check(server.address, found.channel_credentials()) is KNOWN, death
-        key = identity_folder(state) / KEY
-        before = key.read_bytes() if key.exists() else None
-        again = found or enroll(state, server.enrolment_address, token)
-        assert check(server.address, again.channel_credentials()) is KNOWN, death
-        if found is None and before is not None:
-            assert again.key_pem == before, death
-    assert False in seen
+            found = enroll(state, server.enrolment_address, token)
+            seen.append(False)
+        else:
+            seen.append(True)
+        assert found.device == "a-13", death
+        assert found.key_pem == sent[-1], death
+    assert seen[0] is False
+    assert True in seen
+    assert len(seen) > 50
+
+
+def test_a_device_that_is_killed_while_the_server_answers_asks_again(
+    server: IdentifiedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise Death
+
+    token = server.token("a-17")
+    with monkeypatch.context() as patch, pytest.raises(Death):
+        patch.setattr("client.enrolment._keep", die)
+        enroll(tmp_path, server.enrolment_address, token)
+    assert server.registry.device("a-17").name == "a-17"
+    with pytest.raises(NotFoundError):
+        ClientCredentials.read(identity_folder(tmp_path))
+    made = enroll(tmp_path, server.enrolment_address, token)
+    assert check(server.address, made.channel_credentials()) is KNOWN
 
 
 def test_a_device_that_is_killed_while_it_renews_keeps_a_good_certificate(
