@@ -21,8 +21,8 @@ def _found(program: str) -> str | None:
 def postgres_server() -> Iterator[str]:
     """Yield the URL of an empty server's database; skips where PostgreSQL or its driver is not installed."""
     pytest.importorskip("psycopg")
-    initdb, control = _found("initdb"), _found("pg_ctl")
-    if initdb is None or control is None:
+    initdb = _found("initdb")
+    if initdb is None or _found("pg_ctl") is None:
         pytest.skip("PostgreSQL is not installed")
     with tempfile.TemporaryDirectory(prefix="pg", dir="/tmp") as name:  # a socket's path must be short
         folder = Path(name)
@@ -34,17 +34,31 @@ def postgres_server() -> Iterator[str]:
             check=True,
             capture_output=True,
         )
-        options = (
-            f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off -c max_connections=40"
-        )
-        start = [*prefix, control, "-D", data, "-w", "-l", str(folder / "log"), "-o", options, "start"]
-        subprocess.run(start, check=True, capture_output=True)
+        _control(folder, "start")
         try:
             yield f"postgresql+psycopg://postgres@/postgres?host={folder}"
         finally:
-            subprocess.run(
-                [*prefix, control, "-D", data, "-m", "immediate", "stop"], check=True, capture_output=True
-            )
+            _control(folder, "stop")
+
+
+@contextmanager
+def postgres_stopped(url: str) -> Iterator[None]:
+    """Stop a server at once, as if it were killed, while the block runs; then start it again."""
+    folder = Path(url.rpartition("host=")[2])
+    _control(folder, "stop")
+    try:
+        yield
+    finally:
+        _control(folder, "start")
+
+
+def _control(folder: Path, action: str) -> None:
+    control = _found("pg_ctl")
+    assert control is not None
+    options = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off -c max_connections=40"
+    more = {"start": ["-l", str(folder / "log"), "-o", options], "stop": ["-m", "immediate"]}[action]
+    command = [*_as_unprivileged(folder), control, "-D", str(folder / "data"), "-w", *more, action]
+    subprocess.run(command, check=True, capture_output=True)
 
 
 def _as_unprivileged(folder: Path) -> list[str]:

@@ -87,9 +87,8 @@ def served(settings: ServeSettings) -> Iterator[Addresses]:
     async def run() -> None:
         try:
             await serve(settings, stop=stop, on_ready=tell)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - the test's thread raises it
             tell(error)
-            raise
 
     def work() -> None:
         asyncio.set_event_loop(loop)
