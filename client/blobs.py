@@ -8,8 +8,8 @@ What is read is verified; a blob that is damaged is removed and reported, so tha
 
 from pathlib import Path
 
-from client.disk import TEMPORARY, Disk, replace_file
-from quantization.blob import check_digest, check_stored, decode_blob_content
+from client.disk import TEMPORARY, Disk, replace_file, unwritable
+from quantization.blob import check_blob_content, check_digest, check_stored
 from quantization.errors import DigestMismatchError, NotFoundError
 
 
@@ -68,9 +68,30 @@ class BlobFolder:
             DigestMismatchError: If they are another blob.
             ConfigurationError: If the folder cannot be written.
         """
-        path = self._path(digest)
-        decode_blob_content(stored, digest)
-        replace_file(self._disk, path, stored)
+        check_blob_content(stored, digest)
+        self.keep_verified(digest, stored)
+
+    def keep_verified(self, digest: str, stored: bytes) -> None:
+        """Keep a blob's stored bytes, which the caller has verified.
+
+        Raises:
+            ConfigurationError: If the folder cannot be written.
+        """
+        replace_file(self._disk, self._path(digest), stored)
+
+    def adopt_verified(self, digest: str, path: Path) -> None:
+        """Make a file a blob: it holds stored bytes, which the caller has verified, and is moved.
+
+        Raises:
+            ConfigurationError: If the folder cannot be written.
+        """
+        target = self._path(digest)
+        try:
+            self._disk.sync(path)
+            self._disk.rename(path, target)
+            self._disk.sync(target.parent)
+        except OSError as error:
+            raise unwritable(target, error) from error
 
     def remove(self, digest: str) -> None:
         """Hold a blob no longer; nothing happens if it is not held."""

@@ -3,15 +3,18 @@
 1. The digest of the decoded content decides whether something is kept as a blob, whatever its encoding.
 2. Nothing is allocated or kept that is larger than the manifest says that the blob is.
 3. Answers must be to the wants, in their order.
+4. A blob is written once: the file that grows while it comes is the one that is moved to the blobs.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Generator, Iterator, Mapping
 
 from client.partial import PartialBlobs
 from client.state import StateFolder
 from client.transport import Payload, Piece, Transport
-from quantization.blob import HEADER_BYTES, content_size_bytes, decode_blob_content, encode_blob
+from client.verifying import check_full, damage_told, verifier
+from quantization.blob import HEADER_BYTES, decode_blob_content, encode_blob
 from quantization.delta import Encoding, apply_delta
 from quantization.errors import DigestMismatchError, MalformedError, NotFoundError, UnreachableError
 
@@ -46,20 +49,50 @@ def fetch_blobs(
     if not wants:
         return 0
     came, pieces = 0, transport.fetch(wants, state.digests(), _complete_manifests(state))
-    for want in wants:
-        first = _next(pieces)
-        payload = _checked(first, want.digest, sizes_bytes[want.digest])
-        partial.begin(payload, first.offset_bytes)
-        came += _receive(first, pieces, payload, partial)
-        try:
-            size = sizes_bytes[want.digest]
-            stored = _stored(payload, partial.read(payload), state, size, is_exact=are_exact)
-            state.store_blob(want.digest, stored)
-        except (MalformedError, DigestMismatchError, NotFoundError):
-            partial.remove(want.digest)
-            raise
-        partial.remove(want.digest)
+    try:
+        with verifier() as checking:
+            for want in wants:
+                first, size = _next(pieces), sizes_bytes[want.digest]
+                payload = _checked(first, want.digest, size)
+                partial.begin(payload, first.offset_bytes)
+                received = _receive(first, pieces, payload, partial)
+                came += len(received) - first.offset_bytes
+                if payload.encoding is Encoding.FULL:
+                    check = functools.partial(check_full, payload, received, size, is_exact=are_exact)
+                    checking.check(
+                        check, len(received), functools.partial(_keep_full, want.digest, state, partial)
+                    )
+                else:
+                    _keep_difference(payload, received, size if are_exact else None, state, partial)
+    finally:
+        if isinstance(pieces, Generator):
+            pieces.close()
     return came
+
+
+def _keep_full(digest: str, state: StateFolder, partial: PartialBlobs, error: BaseException | None) -> None:
+    """Keep a blob that came as it is stored, and is verified; forget it if that found an error."""
+    if error is None:
+        state.blobs.adopt_verified(digest, partial.file(digest))
+    partial.remove(digest)
+    if error is not None:
+        raise error
+
+
+def _keep_difference(
+    payload: Payload, received: bytearray, size_bytes: int | None, state: StateFolder, partial: PartialBlobs
+) -> None:
+    """Keep the blob that a difference makes, once it is verified."""
+    digest, base_digest = payload.digest, payload.base_digest
+    try:
+        base = decode_blob_content(state.read_blob(base_digest), base_digest)
+        with damage_told(payload, received):
+            content = apply_delta(bytes(received), base, digest, size_bytes)
+    except (MalformedError, DigestMismatchError, NotFoundError):
+        partial.remove(digest)
+        raise
+    state.blobs.keep_verified(digest, encode_blob(content, is_codes=True, level=_STORED_LEVEL))
+    partial.remove(digest)
 
 
 def _complete_manifests(state: StateFolder) -> dict[str, frozenset[str]]:
@@ -86,21 +119,22 @@ def _checked(piece: Piece, digest: str, size_bytes: int) -> Payload:
     return payload
 
 
-def _receive(piece: Piece, pieces: Iterator[Piece], payload: Payload, partial: PartialBlobs) -> int:
-    """Keep one answer, from its first piece to its end; return how many bytes came."""
-    came, end = 0, piece.offset_bytes
+def _receive(piece: Piece, pieces: Iterator[Piece], payload: Payload, partial: PartialBlobs) -> bytearray:
+    """Keep one answer, from its first piece to its end; return the payload, what was kept before included."""
+    digest, total = payload.digest, payload.total_bytes
+    received = bytearray(partial.read(digest) if piece.offset_bytes else b"")
     while True:
-        if piece.offset_bytes != end or end + len(piece.data) > payload.total_bytes:
+        if piece.offset_bytes != len(received) or len(received) + len(piece.data) > total:
             raise MalformedError(
-                f"data for blob {payload.digest[:12]}... that does not fit behind byte {end}"
+                f"data for blob {digest[:12]}... that does not fit behind byte {len(received)}"
             )
-        partial.append(payload.digest, piece.data)
-        came, end = came + len(piece.data), end + len(piece.data)
-        if end == payload.total_bytes:
-            return came
+        partial.append(digest, piece.data)
+        received += piece.data
+        if len(received) == total:
+            return received
         piece = _next(pieces)
         if piece.payload is not None or not piece.data:
-            raise MalformedError(f"blob {payload.digest[:12]}... ends at byte {end} of {payload.total_bytes}")
+            raise MalformedError(f"blob {digest[:12]}... ends at byte {len(received)} of {total}")
 
 
 def _next(pieces: Iterator[Piece]) -> Piece:
@@ -108,17 +142,3 @@ def _next(pieces: Iterator[Piece]) -> Piece:
     if piece is None:
         raise UnreachableError("the stream of blobs ended too early")
     return piece
-
-
-def _stored(payload: Payload, data: bytes, state: StateFolder, size_bytes: int, *, is_exact: bool) -> bytes:
-    """Return the stored blob that a payload makes, of which nothing is decoded that is larger than it may be."""
-    if payload.encoding is Encoding.FULL:
-        declared = content_size_bytes(data)
-        if declared > size_bytes or (is_exact and declared != size_bytes):
-            raise MalformedError(
-                f"blob {payload.digest[:12]}... of {declared} decoded bytes where {size_bytes} are expected"
-            )
-        return data
-    base = decode_blob_content(state.read_blob(payload.base_digest), payload.base_digest)
-    content = apply_delta(data, base, payload.digest, size_bytes if is_exact else None)
-    return encode_blob(content, is_codes=True, level=_STORED_LEVEL)

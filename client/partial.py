@@ -1,12 +1,15 @@
 """Parts of blobs that are being fetched: they survive a crash, so that fetching goes on where it ended.
 
-    partial/<digest>     76 bytes that say what is being fetched, then what came of it so far
+    partial/<digest>.head    76 bytes that say what is being fetched
+    partial/<digest>         what came of it so far
 
-offset 0: "QP"; 2: encoding, uint8; 3: zero; 4: bytes of the whole payload, uint64 little-endian; 12: digest of the
-base, zeros if there is none; 44: digest of the payload; 76: the payload.
+A head has at offset 0: "QP"; 2: encoding, uint8; 3: zero; 4: bytes of the whole payload, uint64 little-endian; 12:
+digest of the base, zeros if there is none; 44: digest of the payload.
 
-A part is not flushed to the disk as it grows: after a power cut the payload's digest tells whether all of it is there,
-and if it is not it is fetched anew. After a kill everything is there that came.
+1. What came is appended at once, so after a kill everything is there but what came last.
+2. A part is not flushed to the disk as it grows. After a power cut something may be missing inside; then what it
+   decodes to has another digest, and it is fetched anew.
+3. There is no part without its head: the head is written when nothing of the part is there.
 """
 
 import struct
@@ -15,12 +18,13 @@ from pathlib import Path
 
 from client.disk import Disk, unwritable
 from client.transport import Payload, Want
-from quantization.blob import check_digest, content_digest
+from quantization.blob import check_digest
 from quantization.delta import Encoding
-from quantization.errors import DigestMismatchError, MalformedError
+from quantization.errors import MalformedError
 
 _HEADER = struct.Struct("<2sBBQ32s32s")
 _MAGIC = b"QP"
+_HEAD = ".head"
 
 
 class PartialBlobs:
@@ -36,7 +40,7 @@ class PartialBlobs:
         payload = self._payload(digest)
         if payload is None:
             return Want(digest)
-        kept = self._kept_bytes(digest)
+        kept = self.size_bytes(digest)
         return Want(digest, kept, payload.payload_digest) if 0 < kept <= payload.total_bytes else Want(digest)
 
     def begin(self, payload: Payload, offset_bytes: int) -> None:
@@ -47,7 +51,7 @@ class PartialBlobs:
             ConfigurationError: If the folder cannot be written.
         """
         if offset_bytes:
-            if payload != self._payload(payload.digest) or offset_bytes != self._kept_bytes(payload.digest):
+            if payload != self._payload(payload.digest) or offset_bytes != self.size_bytes(payload.digest):
                 raise MalformedError(
                     f"answer for blob {payload.digest[:12]} that goes on with something else"
                 )
@@ -60,10 +64,11 @@ class PartialBlobs:
             bytes.fromhex(payload.base_digest or "0" * 64),
             bytes.fromhex(payload.payload_digest),
         )
-        path = self._path(payload.digest)
+        path = self.file(payload.digest)
         try:
             self._disk.make_folder(self.path)
-            self._disk.write(path, header)
+            self._disk.remove(path)
+            self._disk.write(_head(path), header)
         except OSError as error:
             raise unwritable(path, error) from error
 
@@ -73,41 +78,36 @@ class PartialBlobs:
         Raises:
             ConfigurationError: If the folder cannot be written.
         """
-        path = self._path(digest)
+        path = self.file(digest)
         try:
             self._disk.append(path, data)
         except OSError as error:
             raise unwritable(path, error) from error
 
-    def read(self, payload: Payload) -> bytes:
-        """Return a payload that is complete, verified.
-
-        Raises:
-            DigestMismatchError: If it is damaged; it is removed, and will be fetched anew.
-        """
-        data = self._path(payload.digest).read_bytes()[_HEADER.size :]
-        if content_digest(data) != payload.payload_digest:
-            self.remove(payload.digest)
-            raise DigestMismatchError(
-                f"what was fetched of blob {payload.digest[:12]}... is damaged; fetch it again"
-            )
-        return data
+    def read(self, digest: str) -> bytes:
+        """Return what came, as it is on the disk; empty if nothing did."""
+        try:
+            return self.file(digest).read_bytes()
+        except FileNotFoundError:
+            return b""
 
     def remove(self, digest: str) -> None:
         """Forget a part."""
-        self._disk.remove(self._path(digest))
+        path = self.file(digest)
+        self._disk.remove(path)
+        self._disk.remove(_head(path))
 
     def keep_only(self, digests: Collection[str]) -> None:
         """Forget the parts of all other blobs."""
         for path in sorted(self.path.iterdir()) if self.path.is_dir() else ():
-            if path.name not in digests:
+            if path.name.removesuffix(_HEAD) not in digests:
                 self._disk.remove(path)
 
     def _payload(self, digest: str) -> Payload | None:
         """Return what a part is of; None where there is none that could be used."""
         try:
-            with self._path(digest).open("rb") as file:
-                header = file.read(_HEADER.size)
+            with _head(self.file(digest)).open("rb") as file:
+                header = file.read(_HEADER.size + 1)
             magic, encoding, zero, total, base, payload_digest = _HEADER.unpack(header)
             if magic != _MAGIC or zero:
                 return None
@@ -116,8 +116,17 @@ class PartialBlobs:
         except (FileNotFoundError, struct.error, ValueError, MalformedError):
             return None
 
-    def _kept_bytes(self, digest: str) -> int:
-        return max(self._path(digest).stat().st_size - _HEADER.size, 0)
+    def size_bytes(self, digest: str) -> int:
+        """Return how much came of a blob."""
+        try:
+            return self.file(digest).stat().st_size
+        except FileNotFoundError:
+            return 0
 
-    def _path(self, digest: str) -> Path:
+    def file(self, digest: str) -> Path:
+        """Return the file that holds what came of a blob."""
         return self.path / check_digest(digest)
+
+
+def _head(path: Path) -> Path:
+    return path.with_name(path.name + _HEAD)

@@ -41,7 +41,7 @@ class Codec(IntEnum):
     PACKED_ZSTD = 3
 
 
-def content_digest(content: bytes | memoryview) -> str:
+def content_digest(content: bytes | bytearray | memoryview) -> str:
     """Return the name of a blob with this decoded content: its SHA-256 as 64 hex digits."""
     return hashlib.sha256(content).hexdigest()
 
@@ -94,7 +94,7 @@ def _bodies(content: bytes, bit_width: int, level: int, *, is_codes: bool) -> li
     return bodies
 
 
-def content_size_bytes(stored: bytes) -> int:
+def content_size_bytes(stored: bytes | bytearray) -> int:
     """Return the size of the decoded content that the header declares, at most 256 MiB.
 
     Raises:
@@ -115,13 +115,30 @@ def decode_blob_content(stored: bytes, digest: str, size_bytes: int | None = Non
         MalformedError: If the bytes are not a blob.
         DigestMismatchError: If they are a blob with other content.
     """
+    content = _verified(stored, digest, size_bytes)
+    return content if isinstance(content, bytes) else bytes(content)
+
+
+def check_blob_content(stored: bytes | bytearray, digest: str, size_bytes: int | None = None) -> None:
+    """Verify what `decode_blob_content` would return; content that is stored as it is is not copied.
+
+    Raises:
+        MalformedError: If the bytes are not a blob.
+        DigestMismatchError: If they are a blob with other content.
+    """
+    _verified(stored, digest, size_bytes)
+
+
+def _verified(stored: bytes | bytearray, digest: str, size_bytes: int | None) -> bytes | memoryview:
+    """Return the content, a view of what is stored where that is the same, once it has the digest."""
     check_digest(digest)
     codec, bit_width, size = _read_header(stored)
     if size_bytes is not None and size != size_bytes:
         raise MalformedError(f"blob {digest[:12]} of {size} decoded bytes where {size_bytes} are expected")
     body = memoryview(stored)[HEADER_BYTES:]
     body_size = size if codec in (Codec.RAW, Codec.RAW_ZSTD) else packed_size_bytes(size, bit_width)
-    plain = _decompress(body, body_size) if codec in (Codec.RAW_ZSTD, Codec.PACKED_ZSTD) else bytes(body)
+    is_compressed = codec in (Codec.RAW_ZSTD, Codec.PACKED_ZSTD)
+    plain: bytes | memoryview = _decompress(body, body_size) if is_compressed else body
     if len(plain) != body_size:
         raise MalformedError(f"blob {digest[:12]} holds {len(plain)} bytes, its header promises {body_size}")
     content = plain if bit_width == 8 else unpack(plain, bit_width, size).tobytes()
@@ -143,12 +160,12 @@ def check_stored(stored: bytes, digest: str, place: str) -> None:
         DigestMismatchError: If it is damaged, in whatever way.
     """
     try:
-        decode_blob_content(stored, digest)
+        check_blob_content(stored, digest)
     except (MalformedError, DigestMismatchError) as error:
         raise DigestMismatchError(f"blob {digest} in {place} is damaged: {error}") from error
 
 
-def _read_header(stored: bytes) -> tuple[Codec, int, int]:
+def _read_header(stored: bytes | bytearray) -> tuple[Codec, int, int]:
     """Return codec, bit-width and decoded size."""
     if len(stored) < HEADER_BYTES:
         raise MalformedError(f"{len(stored)} bytes are no blob; its header alone has {HEADER_BYTES}")

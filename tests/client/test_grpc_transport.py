@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 from artifacts import example
-from live_updates import live, scripted
+from grpc_updates import live, scripted
 from update_client import CLASS, QUICK
 
 from client import grpc_blobs
