@@ -13,7 +13,7 @@ from typing import Self
 
 _PIECE_BYTES = 4096
 _SLOW_BYTES_PER_SECOND = 8192
-_CUT_BYTES = (2 << 10, 24 << 10)
+_CUT_BYTES = (4 << 10, 64 << 10)
 _CORRUPT_PART = 0.1
 _LINGER_NONE = struct.pack("ii", 1, 0)
 

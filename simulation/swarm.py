@@ -243,21 +243,19 @@ class _Swarm:
         settings = self._settings
         deadline = began + settings.seconds
         kills_left = settings.faults.kill_server if number else 0
-        while (done := len(self._since(began, "current"))) < settings.devices:
+        while (done := len(self._since(began, "current"))) < settings.devices or kills_left:
             self._children.check()
-            share = done / settings.devices
+            share, told = done / settings.devices, len(self._since(began, "told")) / settings.devices
             self._on_progress(
                 (number + share) / (settings.versions + 1),
                 f"version {number + 1} of {settings.versions + 1}: {done} of {settings.devices} devices",
             )
-            if kills_left and share >= (settings.faults.kill_server - kills_left + 1) / (
-                settings.faults.kill_server + 1
-            ):
+            if kills_left and told > (settings.faults.kill_server - kills_left) / settings.faults.kill_server:
                 self._server.kill()
                 kills_left -= 1
             if time.monotonic() > deadline:
                 return
-            self._read(0.5)
+            self._read(0.1)
 
     def _read(self, seconds: float) -> bool:
         """Take in what one process said; return whether one did."""

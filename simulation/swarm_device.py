@@ -11,7 +11,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from grpc import aio
@@ -71,6 +71,11 @@ class SwarmCounts:
     refetched_blobs: int = 0
     verified_blobs: int = 0
     errors: Counter[str] = field(default_factory=Counter)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object."""
+        names = [field.name for field in fields(self) if field.name != "errors"]
+        return {name: getattr(self, name) for name in names} | {"errors": dict(self.errors)}
 
 
 class Contents:
@@ -173,23 +178,27 @@ class SwarmDevice:
             try:
                 async with aio.insecure_channel(self._address, options=_OPTIONS) as channel:
                     await self._connected(UpdateServiceStub(channel))
-            except* _WatchEndedError:
+            except _WatchEndedError:
                 wait = self._wanted.retry_after_seconds if self._wanted else wait
-            except* aio.AioRpcError as group:
-                for error in _leaves(group):
-                    self._counts.errors[error.code().name.lower()] += 1
-                    wait = max(wait, _pushback_seconds(error))
-            except* (QuantFleetError, TimeoutError) as group:
-                for error in _leaves(group):
-                    self._counts.errors[_kind(error)] += 1
+            except aio.AioRpcError as error:
+                self._counts.errors[error.code().name.lower()] += 1
+                wait = max(wait, _pushback_seconds(error))
+            except (QuantFleetError, TimeoutError) as error:
+                self._counts.errors[_kind(error)] += 1
             await asyncio.sleep(wait)
 
     async def _connected(self, stub: Any) -> None:  # noqa: ANN401 - a stub has no type
         """Watch and fetch over one connection, until one of the two fails."""
         self._changed.clear()
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._watch(stub))
-            tasks.create_task(self._follow(stub))
+        sides = [asyncio.create_task(self._watch(stub)), asyncio.create_task(self._follow(stub))]
+        try:
+            done, _ = await asyncio.wait(sides, return_when=asyncio.FIRST_COMPLETED)
+            for side in done:
+                side.result()
+        finally:
+            for side in sides:
+                side.cancel()
+            await asyncio.gather(*sides, return_exceptions=True)
 
     async def _watch(self, stub: Any) -> None:  # noqa: ANN401
         request = pb.WatchRequest(
@@ -310,14 +319,6 @@ class SwarmDevice:
             return
         self._said.add((kind, message.version))
         self._on_event(Told(kind, message.version, message.manifest_digest.hex(), time.monotonic()))
-
-
-def _leaves(group: BaseExceptionGroup[Any]) -> list[Any]:
-    """Return the errors of a group that are none themselves."""
-    found: list[Any] = []
-    for error in group.exceptions:
-        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
-    return found
 
 
 def _kind(error: BaseException) -> str:

@@ -12,7 +12,7 @@ class SwarmFaults:
     """Parts of the devices that have a bad network, and what happens to the server.
 
     Attributes:
-        cut: Part whose connections are cut after 2 to 24 KB, again and again.
+        cut: Part whose connections are cut after 4 to 64 KB, again and again.
         slow: Part whose connections bring 8 KB a second.
         corrupt: Part whose connections flip a bit in about every tenth piece of 4 KB.
         kill_server: How often the server is killed, and started anew, in every upgrade.

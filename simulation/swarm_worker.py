@@ -5,10 +5,12 @@ its end, ends it; then it says what each device runs.
 """
 
 import asyncio
+import contextlib
 import json
 import random
 import resource
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -70,12 +72,27 @@ async def work(order: WorkerOrder) -> None:
         ]
         tasks = [asyncio.create_task(_start(devices, order.connects_per_second))]
         tasks.append(asyncio.create_task(_report(events, counts)))
-        await asyncio.to_thread(sys.stdin.readline)
+        await asyncio.wait({asyncio.create_task(_told_to_end()), *tasks}, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
+            if task.done():
+                task.result()  # a device never ends: this is a bug of ours, and raises
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     runs = [[device.name, device.manifest_digest, device.is_complete] for device in devices]
-    _write({"events": [], "counts": asdict(counts), "runs": runs})
+    _write({"events": [], "counts": counts.to_json(), "runs": runs})
+
+
+async def _told_to_end() -> None:
+    """Wait for a line on stdin, or its end, in a thread that nothing waits for."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+    def read() -> None:
+        sys.stdin.readline()
+        with contextlib.suppress(RuntimeError):  # the loop has ended before
+            loop.call_soon_threadsafe(ended.set)
+
+    threading.Thread(target=read, daemon=True).start()
+    await ended.wait()
 
 
 async def _start(devices: Sequence[SwarmDevice], per_second: float) -> None:
@@ -93,7 +110,7 @@ async def _report(events: list[Told], counts: SwarmCounts) -> None:
         await asyncio.sleep(REPORT_SECONDS)
         news = [[told.kind, told.version, told.manifest_digest, told.at_seconds] for told in events]
         events.clear()
-        _write({"events": news, "counts": asdict(counts)})
+        _write({"events": news, "counts": counts.to_json()})
 
 
 def _write(record: dict[str, object]) -> None:
