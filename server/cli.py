@@ -23,7 +23,7 @@ from server.cli_common import (
     print_json,
     stdout_console,
 )
-from server.cli_options import AsJson, DefaultHome, Home, Offline
+from server.cli_options import AsJson, DefaultHome, Home, Offline, Passphrase
 from server.cli_rollout import offline_keys, print_rollout
 
 app = typer.Typer(
@@ -106,6 +106,7 @@ def publish(
     again: Annotated[bool, typer.Option("--again", help="Even if it was rolled back before.")] = False,
     reason: Reason = "",
     offline: Offline = None,
+    passphrase: Passphrase = None,
     home: Home = DefaultHome,
     server: Server = DEFAULT_ADDRESS,
     operator: Operator = None,
@@ -121,7 +122,7 @@ def publish(
 
         rollout = client.publish(
             check_digest(manifest_digest),
-            offline_keys(home, offline),
+            offline_keys(home, offline, passphrase),
             now_seconds=time.time(),
             reason=reason,
             is_immediate=immediate,

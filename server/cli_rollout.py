@@ -18,7 +18,7 @@ from server.cli_common import (
     print_json,
     stdout_console,
 )
-from server.cli_options import AsJson, DefaultHome, Home, Offline
+from server.cli_options import AsJson, DefaultHome, Home, Offline, Passphrase
 
 if TYPE_CHECKING:
     from protos.quantfleet.v1 import admin_pb2 as pb
@@ -128,6 +128,7 @@ def rollback(
     *,
     reason: Reason = "",
     offline: Offline = None,
+    passphrase: Passphrase = None,
     home: Home = DefaultHome,
     server: Server = DEFAULT_ADDRESS,
     operator: Operator = None,
@@ -136,12 +137,12 @@ def rollback(
 ) -> None:
     """Publish the content from before the rollout as a newer version, for all devices; also of one that is complete."""
     with admin_client(server, home, operator, is_insecure=insecure) as client:
-        keys = offline_keys(home, offline)
+        keys = offline_keys(home, offline, passphrase)
         response = client.rollback(rollout, keys, now_seconds=time.time(), reason=reason)
         print_rollout(response.rollout, as_json=as_json, rolled_back_version=response.version)
 
 
-def offline_keys(home: Path, offline: Path | None) -> "KeyFolder | None":
+def offline_keys(home: Path, offline: Path | None, passphrase: str | None) -> "KeyFolder | None":
     """Return the folder with the keys of targets; None where none was named and none is in the home folder.
 
     Raises:
@@ -155,7 +156,7 @@ def offline_keys(home: Path, offline: Path | None) -> "KeyFolder | None":
         if offline is not None:
             raise ConfigurationError(f"{offline} is no folder; name the one with the keys of targets")
         return None
-    return KeyFolder(folder)
+    return KeyFolder(folder, passphrase)
 
 
 def print_rollout(rollout: "pb.Rollout", *, as_json: bool, rolled_back_version: int | None = None) -> None:
