@@ -9,6 +9,7 @@
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from client.slots import NEXT_PHASE, Event
 from client.state import StateFolder
@@ -69,10 +70,17 @@ def collect(state: StateFolder, keep: Iterable[Manifest] = ()) -> int:
 
 
 def used_bytes(state: StateFolder) -> int:
-    """Return what the blobs, whole and in part, take on the disk."""
+    """Return what the blobs, whole and in part, take on the disk; files may come and go meanwhile."""
     folders = (state.blobs.path, state.path / "partial")
     files = (path for folder in folders if folder.is_dir() for path in folder.iterdir())
-    return sum(path.stat().st_size for path in files)
+    return sum(_size_bytes(path) for path in files)
+
+
+def _size_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def make_room(state: StateFolder, manifest: Manifest, limits: Limits) -> None:
