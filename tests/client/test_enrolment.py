@@ -229,9 +229,10 @@ def test_a_device_that_is_killed_while_the_server_answers_asks_again(
         raise Death
 
     token = server.token("a-17")
-    with monkeypatch.context() as patch, pytest.raises(Death):
+    with monkeypatch.context() as patch:
         patch.setattr("client.enrolment._keep", die)
-        enroll(tmp_path, server.enrolment_address, token)
+        with pytest.raises(Death):
+            enroll(tmp_path, server.enrolment_address, token)
     assert server.registry.device("a-17").name == "a-17"
     with pytest.raises(NotFoundError):
         ClientCredentials.read(identity_folder(tmp_path))
