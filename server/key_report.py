@@ -5,9 +5,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cryptography import x509
-from tuf.api.metadata import Metadata, Root
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import Metadata
 
-from quantization.errors import NotFoundError
+from quantization.errors import ConfigurationError, NotFoundError
 from server.home_folder import HomeFolder
 from server.keys import ROLES
 from server.pem import hosts_of, parse_certificate, serial_of
@@ -52,18 +53,26 @@ def key_report(home: HomeFolder) -> tuple[KeyLine, ...]:
 
 
 def _roles(home: HomeFolder) -> list[KeyLine]:
-    try:
-        root = Metadata[Root].from_bytes(home.metadata.read("root")).signed
-    except NotFoundError as error:
-        raise NotFoundError(f"{error}; make it with `quantfleet-server keys init`") from error
+    root = _signed(home, "root")
     lines = []
     for role in ROLES:
-        signed = Metadata[Any].from_bytes(home.metadata.read(role)).signed
+        signed = _signed(home, role)
         keys = root.roles[role]
         ids = ", ".join(sorted(key[:16] for key in keys.keyids))
         detail = f"version {signed.version}, {keys.threshold} of {len(keys.keyids)} keys: {ids}"
         lines.append(KeyLine("metadata", role, detail, signed.expires.timestamp()))
     return lines
+
+
+def _signed(home: HomeFolder, role: str) -> Any:  # noqa: ANN401 - whatever the role's file holds
+    try:
+        return Metadata[Any].from_bytes(home.metadata.read(role)).signed
+    except NotFoundError as error:
+        raise NotFoundError(f"{error}; make it with `quantfleet-server keys init`") from error
+    except RepositoryError as error:
+        raise ConfigurationError(
+            f"{role} in {home.metadata.path} is damaged ({error}); restore it"
+        ) from error
 
 
 def _certificates(home: HomeFolder) -> list[KeyLine]:
