@@ -16,6 +16,7 @@ from quantization.errors import (
     ConfigurationError,
     DigestMismatchError,
     NotFoundError,
+    UnreachableError,
 )
 
 
@@ -32,7 +33,7 @@ class BlobStore:
             ConfigurationError: If no file system for the URL is installed, or the folder cannot be made.
         """
         try:
-            self._files, self._root = fsspec.core.url_to_fs(str(url))
+            self._files, self._root = fsspec.core.url_to_fs(str(url), use_listings_cache=False)
             self._is_folder = isinstance(self._files, LocalFileSystem)
             if self._is_folder:
                 self._files.makedirs(self._root, exist_ok=True)
@@ -46,6 +47,7 @@ class BlobStore:
             MalformedError: If they are not a blob.
             DigestMismatchError: If they are another blob.
             ConfigurationError: If the store cannot be written.
+            UnreachableError: If it cannot be reached now.
         """
         path = self._path(digest)
         decode_blob_content(stored, digest)
@@ -58,6 +60,8 @@ class BlobStore:
                 self._files.pipe_file(path, stored)  # an object store shows an object when it is whole
         except OSError as error:
             raise ConfigurationError(f"blob store {self._root} cannot be written: {error}") from error
+        except Exception as error:  # each file system has errors of its own
+            raise UnreachableError(f"blob store {self._root} cannot be written now: {error}") from error
 
     def get(self, digest: str) -> bytes:
         """Return a blob's stored bytes, verified.
@@ -65,11 +69,15 @@ class BlobStore:
         Raises:
             NotFoundError: If it is not held.
             DigestMismatchError: If it is damaged.
+            UnreachableError: If the store cannot be read now.
         """
+        path = self._path(digest)
         try:
-            stored: bytes = self._files.cat_file(self._path(digest))
+            stored: bytes = self._files.cat_file(path)
         except FileNotFoundError as error:
             raise NotFoundError(f"blob {digest} is not in {self._root}") from error
+        except Exception as error:  # each file system has errors of its own
+            raise UnreachableError(f"blob store {self._root} cannot be read now: {error}") from error
         check_stored(stored, digest, self._root)
         return stored
 

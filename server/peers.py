@@ -25,6 +25,7 @@ from quantization.errors import (
     OverloadedError,
     QuantFleetError,
     UnauthenticatedError,
+    UnreachableError,
 )
 from server.update_settings import UpdateSettings
 
@@ -35,7 +36,7 @@ PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
 _MAX_NAME_LENGTH = 256
 _DATABASE_AWAY = (DBAPIError, DisconnectionError, PoolTimeoutError)
-_DATABASE_RETRY_SECONDS = 2.0
+_AWAY_RETRY_SECONDS = 2.0
 
 Context = aio.ServicerContext[Any, Any]
 Identify = Callable[[Context], str]
@@ -52,6 +53,7 @@ _STATUS: dict[type[QuantFleetError], grpc.StatusCode] = {
     MalformedError: grpc.StatusCode.INVALID_ARGUMENT,
     ConfigurationError: grpc.StatusCode.INVALID_ARGUMENT,
     DigestMismatchError: grpc.StatusCode.DATA_LOSS,
+    UnreachableError: grpc.StatusCode.UNAVAILABLE,
     QuantFleetError: grpc.StatusCode.INTERNAL,
 }
 
@@ -87,20 +89,31 @@ async def refusals(context: Context, on_refusal: OnRefusal = lambda _error: None
     except QuantFleetError as error:
         trailing: tuple[tuple[str, str], ...] = ()
         if isinstance(error, OverloadedError):
-            trailing = ((PUSHBACK_KEY, str(round(1000 * error.retry_after_seconds))),)
+            trailing = _pushback(error.retry_after_seconds)
+        elif isinstance(error, UnreachableError):
+            trailing = _pushback(_spread_retry())
         status = next(code for kind, code in _STATUS.items() if isinstance(error, kind))
         await context.abort(status, str(error), trailing_metadata=trailing)
     except _DATABASE_AWAY:
-        seconds = _DATABASE_RETRY_SECONDS * random.uniform(1.0, 4.0)  # noqa: S311 - it spreads load
         await context.abort(
             grpc.StatusCode.UNAVAILABLE,
             "the server's database cannot be reached now",
-            trailing_metadata=((PUSHBACK_KEY, str(round(1000 * seconds))),),
+            trailing_metadata=_pushback(_spread_retry()),
         )
     except TimeoutError:
         await context.abort(
             grpc.StatusCode.DEADLINE_EXCEEDED, "the device neither read nor asked for too long"
         )
+
+
+def _pushback(seconds: float) -> tuple[tuple[str, str], ...]:
+    """Return what tells the caller how long to wait."""
+    return ((PUSHBACK_KEY, str(round(1000 * seconds))),)
+
+
+def _spread_retry() -> float:
+    """Return how long to wait for what the server itself waits for."""
+    return _AWAY_RETRY_SECONDS * random.uniform(1.0, 4.0)  # noqa: S311 - it spreads load
 
 
 @contextmanager
