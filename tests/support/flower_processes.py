@@ -57,6 +57,11 @@ class FlowerProcesses:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._environment = _environment(folder, self._port)
 
+    @property
+    def address(self) -> str:
+        """Host and port of the SuperLink."""
+        return f"127.0.0.1:{self._port}"
+
     def __enter__(self) -> Self:
         """Start the SuperLink; `flwr run` takes it for the one that it would start itself."""
         command = ["flower-superlink", "--insecure", "--host=127.0.0.1", f"--port={self._port}"]
