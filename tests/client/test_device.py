@@ -5,7 +5,7 @@ import pytest
 from artifacts import example
 from flwr.app import Context, RecordDict
 
-from client.device import open_device, open_state_device
+from client.device import device_name, open_device, open_state_device
 from client.sampler import Sampler
 from client.state import StateFolder
 from quantization.errors import ConfigurationError, NotFoundError
@@ -70,3 +70,10 @@ def test_what_an_agent_serves_is_not_replaced_by_a_round(tmp_path: Path) -> None
     device.install(other.manifest)
     assert device.manifest() == other.manifest
     device.close()
+
+
+def test_a_device_is_called_what_its_node_says_or_where_it_stands_in_a_simulated_fleet() -> None:
+    assert device_name(_context(device_name="gate-7")) == "gate-7"
+    assert device_name(_context()) == ""
+    assert device_name(_context(partition_id="12")) == "00000012"
+    assert device_name(_context(partition_id="12", device_name="gate-7")) == "gate-7"

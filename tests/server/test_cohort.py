@@ -56,3 +56,13 @@ def test_another_stream_draws_other_devices() -> None:
     devices = [hello(node) for node in range(100)]
     settings = CohortSettings(sample_fraction=0.2)
     assert sample(devices, settings, [1]) != sample(devices, settings, [2])
+
+
+def test_the_same_named_devices_are_drawn_whatever_their_nodes() -> None:
+    settings = CohortSettings(sample_fraction=0.5)
+
+    def drawn(nodes: range) -> list[str]:
+        devices = [DeviceHello(node, "arm", 0, "", 10, False, name=f"d{k}") for k, node in enumerate(nodes)]
+        return [device.name for device in sample(devices, settings, [1, 0])]
+
+    assert drawn(range(9)) == drawn(range(100, 91, -1))

@@ -4,7 +4,7 @@ from statistics_strategies import app_that
 
 from quantization.errors import RoundFailedError
 from simulation.grid import InProcessGrid
-from strategies.hello_round import hello, wait_for_nodes
+from strategies.hello_round import hello, wait_for_nodes, with_unique_names
 from strategies.messages import DeviceHello
 from strategies.records import encode_hello
 from strategies.rounds import Clock
@@ -74,3 +74,18 @@ class _Stopped:
     def __call__(self, seconds: float) -> None:
         self._grid.clock.sleep(seconds)
         self._grid.get_node_ids = lambda: range(0)
+
+
+def _named(*names: str) -> tuple[DeviceHello, ...]:
+    return tuple(DeviceHello(9 - k, "arm", 0, "", 10, False, name=name) for k, name in enumerate(names))
+
+
+def test_the_order_of_named_devices_outlives_their_nodes() -> None:
+    devices = with_unique_names(_named("gate-2", "", "gate-1"))
+    assert [device.key for device in devices] == ["8", "gate-1", "gate-2"]
+    assert with_unique_names(devices[::-1]) == devices
+
+
+def test_a_name_that_several_claim_is_nobodys() -> None:
+    devices = with_unique_names(_named("a", "b", "a"))
+    assert [(device.name, device.node_id) for device in devices] == [("", 7), ("", 9), ("b", 8)]

@@ -1,6 +1,7 @@
 """Probes of a fleet: real graphs, ONNX Runtime, the real ClientApp and the in-process grid."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -226,3 +227,13 @@ def test_devices_of_one_bundle_and_manifest_share_one_content() -> None:
     probe(context, cohort, request(), devices_per_probe=6)
     assert len(set(seen.values())) == 4  # two bundles times two manifests
     assert Counter(held) == {"a": 2, "b": 2}
+
+
+@given(st.permutations(range(8)))
+def test_named_devices_are_dealt_the_same_after_they_have_registered_anew(nodes: list[int]) -> None:
+    asked = ProbeRequest(Delivery(b""), {}, tuple(Probe(str(index), {}) for index in range(6)))
+    cohort = [DeviceHello(node, "x86", 0, "", 6, False, name=f"gate-{k}") for k, node in enumerate(nodes)]
+    dealt = deal(cohort, asked, 2)
+    by_name = {device.name: [one.name for one in dealt[device.node_id].probes] for device in cohort}
+    first = deal([replace(device, node_id=k) for k, device in enumerate(cohort)], asked, 2)
+    assert by_name == {f"gate-{k}": [one.name for one in first[k].probes] for k in range(8)}
