@@ -27,7 +27,7 @@ from wire_cases import CLASS, RANGES, Upgrade, random_network, trained_network
 from wire_peers import peer_sizes
 
 from client.disk import Disk
-from client.fetching import fetch_blobs
+from client.fetching import fetch_artifact, fetch_blobs
 from client.grpc_transport import GrpcTransport
 from client.partial import PartialBlobs
 from client.slots import Event, Target
@@ -220,9 +220,7 @@ def fetch_as_device(
             if offer is None or offer.target.manifest_digest != new.digest():
                 sys.exit("the server offers something else")
             fetch_blobs(transport, state, partial, {new.digest(): MAX_MANIFEST_BYTES}, are_exact=False)
-            fetch_blobs(
-                transport, state, partial, {d: ref.decoded_size_bytes for d, ref in new.blobs.items()}
-            )
+            fetch_artifact(transport, state, partial, new)
         state.store_manifest(new)
         state.advance(Event.TARGET_STAGED, offer.target)
         time.sleep(0.1)  # for what is still under way

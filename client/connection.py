@@ -85,6 +85,11 @@ class Connection:
         """Return what the device should run; see `FleetLink`."""
         return self._link.check(device_class, model_digest, serving)
 
+    @property
+    def brings_bundles(self) -> bool:
+        """Whether bundles may be asked for."""
+        return self._link.brings_bundles
+
     def fetch(
         self,
         wants: Sequence[Want],

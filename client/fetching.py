@@ -3,20 +3,24 @@
 1. The digest of the decoded content decides whether something is kept as a blob, whatever its encoding.
 2. Nothing is allocated or kept that is larger than the manifest says that the blob is.
 3. Answers must be to the wants, in their order.
-4. A blob is written once: the file that grows while it comes is the one that is moved to the blobs.
+4. What an artifact lacks comes as one bundle, from a service that makes it.
+5. A blob is written once: the file that grows while it comes is the one that is moved to the blobs.
 """
 
 import contextlib
 import functools
 from collections.abc import Generator, Iterator, Mapping
+from dataclasses import replace
 
 from client.partial import PartialBlobs
 from client.state import StateFolder
 from client.transport import Payload, Piece, Transport
 from client.verifying import check_full, damage_told, verifier
 from quantization.blob import HEADER_BYTES, decode_blob_content, encode_blob
+from quantization.bundle import is_bundled, most_bundle_bytes, parts_between, read_bundle
 from quantization.delta import Encoding, apply_delta
 from quantization.errors import DigestMismatchError, MalformedError, NotFoundError, UnreachableError
+from quantization.manifest import Manifest
 
 _STORED_LEVEL = 3
 """Of zstd, for what a device puts together from a difference: it is stored once, and never sent."""
@@ -65,9 +69,71 @@ def fetch_blobs(
                 else:
                     _keep_difference(payload, received, size if are_exact else None, state, partial)
     finally:
-        if isinstance(pieces, Generator):
-            pieces.close()
+        _close(pieces)
     return came
+
+
+def fetch_artifact(
+    transport: Transport, state: StateFolder, partial: PartialBlobs, manifest: Manifest
+) -> int:
+    """Fetch what a manifest names and the device lacks, in one bundle if that can be had; return how many bytes came.
+
+    A bundle that is not what it must be costs its bytes: its blobs are fetched one by one then.
+
+    Args:
+        transport: Brings it.
+        state: Keeps it, and has the bases.
+        partial: Keeps what came of what is not complete.
+        manifest: Of the artifact.
+
+    Raises:
+        Errors are those of `fetch_blobs`.
+    """
+    came = 0
+    if transport.brings_bundles and len(state.missing_blobs(manifest)) > 1:
+        for base in list(_complete_manifests(state))[:1]:
+            came += _fetch_bundle(transport, state, partial, base, manifest)
+    sizes = {digest: ref.decoded_size_bytes for digest, ref in manifest.blobs.items()}
+    return came + fetch_blobs(transport, state, partial, sizes)
+
+
+def _fetch_bundle(
+    transport: Transport, state: StateFolder, partial: PartialBlobs, base: str, manifest: Manifest
+) -> int:
+    """Fetch a bundle and keep what it holds, if the service has it and it is right; return how many bytes came."""
+    digest = manifest.digest()
+    parts = parts_between(Manifest.from_bytes(_content_of(state, base)), manifest)
+    if not is_bundled(parts):
+        return 0
+    want = replace(partial.want(digest), base_manifest=base)
+    pieces = transport.fetch([want], ())
+    received = bytearray()
+    try:
+        first = _next(pieces)
+        payload = _checked(first, digest, most_bundle_bytes(parts))
+        if payload.encoding is not Encoding.BUNDLE or payload.base_digest != base:
+            return 0  # a service that knows no bundles sends the manifest
+        partial.begin(payload, first.offset_bytes)
+        received = _receive(first, pieces, payload, partial)
+        read_base = functools.cache(functools.partial(_content_of, state))
+        for part, content in read_bundle(bytes(received), parts, read_base):
+            if not state.has_blob(part):
+                state.blobs.keep_verified(part, encode_blob(content, is_codes=True, level=_STORED_LEVEL))
+        partial.remove(digest)
+    except (NotFoundError, MalformedError, DigestMismatchError):
+        partial.remove(digest)
+    finally:
+        _close(pieces)
+    return len(received)
+
+
+def _content_of(state: StateFolder, digest: str) -> bytes:
+    return decode_blob_content(state.read_blob(digest), digest)
+
+
+def _close(pieces: Iterator[Piece]) -> None:
+    if isinstance(pieces, Generator):
+        pieces.close()
 
 
 def _keep_full(digest: str, state: StateFolder, partial: PartialBlobs, error: BaseException | None) -> None:
@@ -85,7 +151,7 @@ def _keep_difference(
     """Keep the blob that a difference makes, once it is verified."""
     digest, base_digest = payload.digest, payload.base_digest
     try:
-        base = decode_blob_content(state.read_blob(base_digest), base_digest)
+        base = _content_of(state, base_digest)
         with damage_told(payload, received):
             content = apply_delta(bytes(received), base, digest, size_bytes)
     except (MalformedError, DigestMismatchError, NotFoundError):

@@ -55,6 +55,7 @@ def fetch_requests(
             digest=bytes.fromhex(want.digest),
             offset_bytes=want.offset_bytes,
             payload_digest=bytes.fromhex(want.payload_digest),
+            base_manifest_digest=bytes.fromhex(want.base_manifest),
         )
         for want in wants
     )
@@ -87,8 +88,9 @@ def blob_pieces(call: Any, stall_seconds: float, check_size: CheckSize | None) -
                     raise as_error(error, "fetch") from error
                 dog.disarm()
                 piece = _piece(data)
-                if piece.payload is not None and check_size is not None:
-                    check_size(piece.payload.digest, piece.payload.total_bytes)
+                head = piece.payload
+                if head is not None and head.encoding is not Encoding.BUNDLE and check_size is not None:
+                    check_size(head.digest, head.total_bytes)
                 waited, unproven = waited + time.monotonic() - began, unproven + len(data)
                 if unproven >= _PROGRESS_BYTES or piece.payload is not None:
                     waited, unproven = 0.0, 0

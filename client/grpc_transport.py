@@ -71,10 +71,6 @@ class Reported(NamedTuple):
     retry_after_seconds: float
 
 
-def _no_version() -> int:
-    return 0
-
-
 class GrpcTransport:
     """One device's connection to its service; use it as a context manager, or `close` it."""
 
@@ -85,7 +81,7 @@ class GrpcTransport:
         metadata: tuple[tuple[str, str], ...] = (),
         trust: Trust | None = None,
         settings: GrpcSettings,
-        least_version: Callable[[], int] = _no_version,
+        least_version: Callable[[], int] = int,
         device_class: str = "",
         model_digest: str = "",
         rng: random.Random | None = None,
@@ -191,6 +187,11 @@ class GrpcTransport:
             self._offers.check(name, offer.target, serving, least)
         return offer
 
+    @property
+    def brings_bundles(self) -> bool:
+        """Whether bundles may be asked for: a service that makes none says so."""
+        return True
+
     def fetch(
         self,
         wants: Sequence[Want],
@@ -272,14 +273,14 @@ class GrpcTransport:
         """Send reports, in as many requests as they need; return what the service has afterwards.
 
         Args:
-            reports: In ascending order of sequence; one at least.
+            reports: In ascending order of sequence; none to ask what the service has.
 
         Raises:
             UnreachableError: The service cannot be reached, or is busy.
             MalformedError: The service refuses a report.
         """
         reported = Reported(0, 0.0)
-        for batch in report_batches(reports):
+        for batch in report_batches(reports) if reports else ([],):
             request = telemetry_pb2.ReportRequest(reports=batch)
             answer = self._ask(_REPORT, request, telemetry_pb2.ReportResponse)
             reported = Reported(answer.stored_sequence, seconds_within(answer.retry_after_seconds))

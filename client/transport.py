@@ -36,11 +36,14 @@ class Want:
         digest: Its name.
         offset_bytes: How much of a payload the device has kept.
         payload_digest: SHA-256 of that payload; empty where the offset is 0.
+        base_manifest: If set, the blob is a manifest, and everything is asked for that it names and this one does not:
+            a bundle.
     """
 
     digest: str
     offset_bytes: int = 0
     payload_digest: str = ""
+    base_manifest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,11 @@ class Piece:
 class Transport(Protocol):
     """Brings targets and blobs. Its methods raise `UnreachableError` where the service cannot be reached."""
 
+    @property
+    def brings_bundles(self) -> bool:
+        """Whether bundles may be asked for."""
+        ...
+
     def check(self, device_class: str, model_digest: str, serving: Target | None) -> Offer | None:
         """Return what the device should run; None where the service has nothing for it.
 
@@ -120,6 +128,8 @@ class Transport(Protocol):
 
 class NoService:
     """The transport of a device on its own: there is never anything for it."""
+
+    brings_bundles = False
 
     def check(self, device_class: str, model_digest: str, serving: Target | None) -> Offer | None:  # noqa: ARG002
         """Return nothing."""

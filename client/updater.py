@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from client.fetching import fetch_blobs
+from client.fetching import fetch_artifact, fetch_blobs
 from client.garbage import Limits, collect, make_room
 from client.partial import PartialBlobs
 from client.runtime import InputHook, RunHook, Runtime
@@ -219,7 +219,7 @@ class Updater:
             return
         with contextlib.suppress(UnreachableError, NotFoundError, MalformedError, UpdateRejectedError):
             manifest = self._fetched_manifest(target)
-            fetch_blobs(self._transport, self._state, self._partial, _sizes(manifest))
+            fetch_artifact(self._transport, self._state, self._partial, manifest)
             if self.runtime is None or self.runtime.manifest != manifest:
                 self._serve(manifest, target)
 
@@ -247,9 +247,9 @@ class Updater:
         size = update_size_bytes(manifest, self._state.digests())
         if not self._settings.limits.may_fetch(size, is_metered=self._is_metered()):
             return Result(Outcome.DEFERRED, target, f"{size} bytes over a metered network")
-        self._partial.keep_only(manifest.blobs.keys())
+        self._partial.keep_only({target.manifest_digest, *manifest.blobs})
         make_room(self._state, manifest, self._settings.limits)
-        came = fetch_blobs(self._transport, self._state, self._partial, _sizes(manifest))
+        came = fetch_artifact(self._transport, self._state, self._partial, manifest)
         self._state.store_manifest(manifest)
         self._state.advance(Event.TARGET_STAGED, target)
         collect(self._state)
@@ -334,7 +334,3 @@ class Updater:
 
 def _digest(target: Target | None) -> str:
     return "" if target is None else target.manifest_digest
-
-
-def _sizes(manifest: Manifest) -> dict[str, int]:
-    return {digest: ref.decoded_size_bytes for digest, ref in manifest.blobs.items()}

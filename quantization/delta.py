@@ -41,6 +41,8 @@ class Encoding(IntEnum):
     FULL = 1
     INT8_SUB_ZSTD = 2
     BSDIFF = 3
+    BUNDLE = 4
+    """Of many blobs at once: `quantization.bundle`."""
 
 
 @dataclass(frozen=True, slots=True)

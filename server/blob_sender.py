@@ -9,7 +9,7 @@ from protos.quantfleet.v1 import update_pb2 as pb
 from quantization.blob import check_digest
 from quantization.delta import Encoding
 from quantization.errors import MalformedError, NotFoundError
-from server.payloads import Payload, PayloadSource
+from server.payloads import BUNDLED, Payload, PayloadSource
 from server.served_contents import ServedContents
 
 MAX_HELD = 4096
@@ -101,6 +101,30 @@ class BlobSender:
         if base is None or not self._opening.accepted - {Encoding.FULL}:
             return await self._full(digest)
         return await self._smallest(digest, base)
+
+    async def bundle(self, digest: str, base: str) -> Payload:
+        """Return what to send for everything that one manifest names and another does not.
+
+        Raises:
+            NotFoundError: If one of the two is no manifest of the device's class, or the bundle would be too large, or
+                takes too long to make: then blobs are sent one by one.
+        """
+        if digest not in self._contents.manifests:
+            self._contents = await self._reload()
+        manifests = self._contents.manifests
+        if digest not in manifests or base not in manifests:
+            raise NotFoundError(f"no bundle from manifest {base[:12]} to {digest[:12]}")
+        known = self._payloads.known(digest, base, BUNDLED)
+        if known is not None:
+            return known
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(
+            self._executor, self._payloads.bundle, (digest, manifests[digest]), (base, manifests[base])
+        )
+        done, _ = await asyncio.wait({work}, timeout=self._delta_wait_seconds)
+        if not done:
+            raise NotFoundError(f"the bundle from manifest {base[:12]} to {digest[:12]} is being made")
+        return work.result()
 
     async def _full(self, digest: str) -> Payload:
         known = self._payloads.known(digest, None, frozenset())

@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 
 from protos.quantfleet.v1 import update_pb2 as pb
 from quantization.delta import Encoding, choose_delta
+from quantization.manifest import Manifest
 from server.blob_store import BlobStore
 from server.delta_store import DeltaStore
 
@@ -19,7 +20,14 @@ _WIRE = {
     Encoding.FULL: pb.BLOB_ENCODING_FULL,
     Encoding.INT8_SUB_ZSTD: pb.BLOB_ENCODING_INT8_SUB_ZSTD,
     Encoding.BSDIFF: pb.BLOB_ENCODING_BSDIFF,
+    Encoding.BUNDLE: pb.BLOB_ENCODING_BUNDLE,
 }
+
+BUNDLED = frozenset({Encoding.BUNDLE})
+"""Stands for a bundle where encodings are accepted."""
+
+NamedManifest = tuple[str, Manifest]
+"""A manifest with its digest."""
 
 _Key = tuple[str, str, frozenset[Encoding]]
 
@@ -135,6 +143,20 @@ class PayloadSource:
         if delta is None:
             return self._keep(key, self.full(digest))
         return self._keep(key, Payload.of(digest, delta.encoding, base, delta.payload))
+
+    def bundle(self, target: NamedManifest, base: NamedManifest) -> Payload:
+        """Return everything that one manifest names and another does not; made where nobody has made it before.
+
+        Raises:
+            NotFoundError: If there is nothing of the kind, or it is too large, or a blob is not in the store.
+            DigestMismatchError: If a blob is damaged there.
+        """
+        key: _Key = (target[0], base[0], BUNDLED)
+        known = self._recall(key)
+        if known is not None:
+            return known
+        data = self._deltas.bundle(base, target)
+        return self._keep(key, Payload.of(target[0], Encoding.BUNDLE, base[0], data))
 
     def _recall(self, key: _Key) -> Payload | None:
         with self._lock:

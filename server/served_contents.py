@@ -2,11 +2,12 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from collections.abc import Set as AbstractSet
 
 from quantization.blob import decode_blob_content
-from quantization.manifest import Manifest, Stage
+from quantization.bundle import contents_by_slot
+from quantization.manifest import Manifest
 from server.blob_store import BlobStore
 
 _MAX_CLASSES = 64
@@ -17,18 +18,22 @@ class ServedContents:
 
     A *slot* is where a content stands in a manifest: a graph, file or self-test of a stage, or the manifest itself.
     Contents that stand in one slot of different manifests are versions of one thing.
+
+    Attributes:
+        manifests: By digest.
     """
 
     def __init__(self, manifests: Sequence[tuple[str, Manifest]]) -> None:
         """Index manifests, newest first, each with its digest."""
         self._versions: dict[str, list[str]] = {}
         self._slots: dict[str, list[str]] = {}
+        self.manifests = dict(manifests)
         self._manifests: dict[str, set[str]] = {}  # by content, those that name it
         for digest, manifest in manifests:
             self._add("manifest", digest, digest)
             for stage in manifest.stages:
-                for slot, content in _contents(stage):
-                    self._add(slot, content, digest)
+                for slot, ref in contents_by_slot(stage):
+                    self._add(slot, ref.digest, digest)
 
     def __contains__(self, digest: object) -> bool:
         return digest in self._slots
@@ -54,21 +59,6 @@ class ServedContents:
             versions.append(digest)
         if slot not in slots:
             slots.append(slot)
-
-
-def _contents(stage: Stage) -> Iterator[tuple[str, str]]:
-    """Yield slot and digest of each content of a stage."""
-    for kind, graph in (
-        ("skeleton", stage.skeleton),
-        ("plain", stage.plain),
-        ("normalizing", stage.normalizing),
-        ("self_test", stage.self_test),
-    ):
-        if graph is not None:
-            yield f"{stage.name}\n{kind}", graph.digest
-    for kind, files in (("files", stage.files), ("reference", stage.reference_files)):
-        for ref in files:
-            yield f"{stage.name}\n{kind}\n{ref.location}", ref.digest
 
 
 class Catalog:

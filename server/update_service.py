@@ -216,7 +216,14 @@ class UpdateService:
                     )
                 guard.progress()
                 self._identify(context)  # whoever was revoked meanwhile is sent no more
-                payload = await sender.payload(check_digest(request.wanted.digest.hex()))
+                digest, base = (
+                    request.wanted.digest.hex(), request.wanted.base_manifest_digest.hex()
+                )  # fmt: skip
+                payload = await (
+                    sender.bundle(check_digest(digest), check_digest(base))
+                    if base
+                    else sender.payload(check_digest(digest))
+                )
                 messages = payload.messages(start_of(request.wanted, payload))
                 await self._send(
                     messages, context, guard, (opening.device_class, payload.encoding.name.lower())

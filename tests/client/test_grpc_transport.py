@@ -11,11 +11,11 @@ import grpc
 import numpy as np
 import pytest
 from artifacts import example
-from grpc_updates import live, scripted
+from grpc_updates import Live, live, scripted
 from update_client import CLASS, QUICK
 
 from client import grpc_blobs
-from client.fetching import fetch_blobs
+from client.fetching import fetch_artifact, fetch_blobs
 from client.grpc_channel import CHUNK_BYTES, GrpcSettings
 from client.grpc_errors import MOST_SECONDS, PUSHBACK_KEY
 from client.grpc_transport import GrpcTransport
@@ -25,6 +25,7 @@ from client.state import StateFolder
 from client.transport import Want
 from client.update_messages import MAX_REPORTS, MAX_REQUEST_BYTES, report_batches
 from protos.quantfleet.v1 import telemetry_pb2, update_pb2
+from quantization.artifact import Artifact
 from quantization.delta import Encoding
 from quantization.errors import (
     ConfigurationError,
@@ -36,8 +37,9 @@ from quantization.errors import (
     UnreachableError,
 )
 from quantization.manifest import MAX_MANIFEST_BYTES
+from server import delta_store
 
-OLD, NEW, NEWER = (example("mlp").artifact(n, width=3.0 + n, is_observed=False) for n in range(3))
+OLD, NEW = (example("mlp").artifact(n, width=3.0 + n, bits=8 - n, is_observed=False) for n in range(2))
 MODEL = OLD.manifest.model_digest
 HURRIED = GrpcSettings(
     call_seconds=10, stall_seconds=10, first_backoff_seconds=0.05, most_backoff_seconds=0.2
@@ -215,26 +217,91 @@ def test_a_service_that_does_not_answer_is_left() -> None:
 # Blobs.
 
 
-def fetched(folder: Path, transport: GrpcTransport) -> int:
-    """Bring a device from the old artifact to the new one; return the bytes that came."""
-    with StateFolder(folder) as state:
-        if state.slots().active is None:
-            for digest, stored in OLD.blobs.items():
-                state.store_blob(digest, stored)
-            state.write_manifest(OLD.manifest, version=1)
-        partial = PartialBlobs(folder / "partial", state.disk)
-        wanted = {NEW.manifest.digest(): MAX_MANIFEST_BYTES}
-        came = fetch_blobs(transport, state, partial, wanted, are_exact=False)
-        came += fetch_blobs(
-            transport, state, partial, {d: r.decoded_size_bytes for d, r in NEW.manifest.blobs.items()}
-        )
-        state.store_manifest(NEW.manifest)
-        return came
+def install(state: StateFolder, artifact: Artifact) -> None:
+    """Have a device run an artifact."""
+    for digest, stored in artifact.blobs.items():
+        state.store_blob(digest, stored)
+    state.write_manifest(artifact.manifest, version=1)
 
 
-def test_a_device_fetches_what_it_lacks_as_differences(tmp_path: Path) -> None:
-    with live(tmp_path / "server", OLD, NEW) as service, opened(service.address) as transport:
-        assert 0 < fetched(tmp_path / "device", transport) < NEW.size_bytes / 4
+def fetched(state: StateFolder, transport: GrpcTransport) -> int:
+    """Fetch the new artifact; return the bytes that came."""
+    partial = PartialBlobs(state.path / "partial", state.disk)
+    wanted = {NEW.manifest.digest(): MAX_MANIFEST_BYTES}
+    came = fetch_blobs(transport, state, partial, wanted, are_exact=False)
+    came += fetch_artifact(transport, state, partial, NEW.manifest)
+    state.store_manifest(NEW.manifest)
+    assert not any((state.path / "partial").iterdir())
+    return came
+
+
+def encodings_sent(service: Live) -> set[str]:
+    """Return the encodings in which the service has sent something whole."""
+    return {
+        sample.labels["encoding"]
+        for family in service.run.metrics.collect()
+        for sample in family.samples
+        if "encoding" in sample.labels and sample.name.endswith("_total")
+    }
+
+
+def test_a_new_device_fetches_whole_blobs(tmp_path: Path) -> None:
+    with (
+        live(tmp_path / "server", OLD, NEW) as service,
+        opened(service.address) as transport,
+        StateFolder(tmp_path / "device") as state,
+    ):
+        assert fetched(state, transport) > 0.9 * NEW.size_bytes
+        assert encodings_sent(service) == {"full"}
+
+
+def test_a_device_fetches_what_it_lacks_in_one_bundle(tmp_path: Path) -> None:
+    with (
+        live(tmp_path / "server", OLD, NEW) as service,
+        opened(service.address) as transport,
+        StateFolder(tmp_path / "device") as state,
+    ):
+        install(state, OLD)
+        assert 0 < fetched(state, transport) < 0.8 * NEW.size_bytes
+        assert encodings_sent(service) == {"bundle", "bsdiff"}  # the manifest is a difference by itself
+
+
+def test_where_no_bundle_is_made_blobs_come_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delta_store, "is_bundled", lambda _: False)
+    with (
+        live(tmp_path / "server", OLD, NEW) as service,
+        opened(service.address) as transport,
+        StateFolder(tmp_path / "device") as state,
+    ):
+        install(state, OLD)
+        assert 0 < fetched(state, transport) < 0.8 * NEW.size_bytes
+        assert "bundle" not in encodings_sent(service)
+
+
+def test_a_bundle_that_is_wrong_costs_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delta_store, "make_bundle", lambda *_: b"QB\1\0 no bundle at all")
+    with (
+        live(tmp_path / "server", OLD, NEW) as service,
+        opened(service.address) as transport,
+        StateFolder(tmp_path / "device") as state,
+    ):
+        install(state, OLD)
+        assert 0 < fetched(state, transport) < 0.8 * NEW.size_bytes
+        assert encodings_sent(service) > {"bundle"}
+
+
+def test_a_device_that_lost_a_blob_asks_for_no_bundle(tmp_path: Path) -> None:
+    with (
+        live(tmp_path / "server", OLD, NEW) as service,
+        opened(service.address) as transport,
+        StateFolder(tmp_path / "device") as state,
+    ):
+        install(state, OLD)
+        state.blobs.remove(min(OLD.blobs.keys() - NEW.blobs.keys()))
+        fetched(state, transport)
+        assert "bundle" not in encodings_sent(service)
 
 
 def test_one_digest_stands_for_a_whole_manifest() -> None:

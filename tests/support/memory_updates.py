@@ -35,6 +35,8 @@ class MemoryUpdates:
         self.blobs: dict[str, bytes] = {}
         self.target: Target | None = None
 
+    brings_bundles = False
+
     @property
     def sent_bytes(self) -> int:
         return sum(size for _, _, size in self.sent)

@@ -13,10 +13,12 @@ class BlobEncoding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     BLOB_ENCODING_FULL: _ClassVar[BlobEncoding]
     BLOB_ENCODING_INT8_SUB_ZSTD: _ClassVar[BlobEncoding]
     BLOB_ENCODING_BSDIFF: _ClassVar[BlobEncoding]
+    BLOB_ENCODING_BUNDLE: _ClassVar[BlobEncoding]
 BLOB_ENCODING_UNSPECIFIED: BlobEncoding
 BLOB_ENCODING_FULL: BlobEncoding
 BLOB_ENCODING_INT8_SUB_ZSTD: BlobEncoding
 BLOB_ENCODING_BSDIFF: BlobEncoding
+BLOB_ENCODING_BUNDLE: BlobEncoding
 
 class CheckRequest(_message.Message):
     __slots__ = ("device_class", "model_digest", "version", "manifest_digest")
@@ -107,14 +109,16 @@ class FetchOpening(_message.Message):
     def __init__(self, device_class: _Optional[str] = ..., model_digest: _Optional[bytes] = ..., held_digests: _Optional[_Iterable[bytes]] = ..., accepted_encodings: _Optional[_Iterable[_Union[BlobEncoding, str]]] = ..., held_manifest_digests: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class BlobWanted(_message.Message):
-    __slots__ = ("digest", "offset_bytes", "payload_digest")
+    __slots__ = ("digest", "offset_bytes", "payload_digest", "base_manifest_digest")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BASE_MANIFEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
     digest: bytes
     offset_bytes: int
     payload_digest: bytes
-    def __init__(self, digest: _Optional[bytes] = ..., offset_bytes: _Optional[int] = ..., payload_digest: _Optional[bytes] = ...) -> None: ...
+    base_manifest_digest: bytes
+    def __init__(self, digest: _Optional[bytes] = ..., offset_bytes: _Optional[int] = ..., payload_digest: _Optional[bytes] = ..., base_manifest_digest: _Optional[bytes] = ...) -> None: ...
 
 class BlobChunk(_message.Message):
     __slots__ = ("payload", "offset_bytes", "data")
