@@ -26,7 +26,7 @@ from pathlib import Path
 from simulation.tuning_stage import Artifact, Part, StageSettings, TuningStage
 
 GENERATION_SECONDS = 1800.0
-PAUSE_SECONDS = (2.0, 24.0)
+PAUSE_SECONDS = (3.0, 40.0)
 """Shortest and longest time between two kills: a generation takes about a minute, its longest step a third of that."""
 
 WEIGHTS = {Part.SERVERAPP: 3, Part.SUPERLINK: 2, Part.SUPERLINK_TREE: 2, Part.TUNER: 2, Part.SERVER: 1}

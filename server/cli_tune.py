@@ -75,6 +75,7 @@ def tune(
     from server.tuning_places import Places, opened_facts
 
     with exit_codes():
+        home = home.expanduser()
         server = ServeSettings.read(
             home, None, is_insecure=insecure, registry_url=registry_url, blob_folder=blob_folder
         )

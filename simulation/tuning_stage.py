@@ -269,7 +269,7 @@ class TuningStage:
         table = {
             "look-seconds": 0.5,
             "flower-seconds": 2.0,
-            "start-seconds": 45.0,
+            "start-seconds": 30.0,
             "lease-seconds": 4.0,
             "retry-seconds": 1.0,
             "most-retry-seconds": 4.0,
@@ -347,11 +347,7 @@ class TuningStage:
     def _wait(self, goal: str, is_reached: Callable[[], bool], seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while not is_reached():
-            for name, process in self._processes.items():
-                if process.poll() is not None:
-                    raise RoundFailedError(
-                        f"{name} ended with status {process.returncode}: {self._tail(name)}"
-                    )
+            self.tend()
             if time.monotonic() > deadline:
                 tails = "\n".join(f"== {name}\n{self._tail(name)}" for name in self._processes)
                 raise RoundFailedError(f"not within {seconds:g} s: {goal}\n{tails}")
