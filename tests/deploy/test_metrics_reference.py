@@ -44,7 +44,10 @@ class Documented:
 def documented() -> dict[str, Documented]:
     rows = ROW.findall((ROOT / "docs" / "monitoring.md").read_text())
     assert len({name for name, *_ in rows}) == len(rows)
-    return {name: Documented(kind, frozenset(labels.replace(" ", "").split(",")) - {""}) for name, kind, labels, _ in rows}
+    return {
+        name: Documented(kind, frozenset(labels.replace(" ", "").split(",")) - {""})
+        for name, kind, labels, _ in rows
+    }
 
 
 def full_name(metric: Metric) -> str:
@@ -93,10 +96,8 @@ def test_names_have_units_and_help(registered: dict[str, Metric]) -> None:
 
 def test_the_dashboard_and_the_alerts_name_metrics_that_are_there(registered: dict[str, Metric]) -> None:
     suffixes = re.compile(r"_(bucket|sum|count)$")
-    asked = {title: expression for title, expression in queries()}
-    asked |= {alert["alert"]: alert["expr"] for alert in ALERTS}
-    asked |= RECORDED
-    for place, expression in asked.items():
+    asked = [*queries(), *((alert["alert"], alert["expr"]) for alert in ALERTS), *RECORDED.items()]
+    for place, expression in asked:
         for name in metrics_in(expression):
             assert name in registered or suffixes.sub("", name) in registered, f"{place}: {name}"
 

@@ -45,7 +45,9 @@ def test_the_tool_finds_a_mistake(tmp_path: Path) -> None:
     tests["tests"] = [one for one in tests["tests"] if "QuantfleetRegistryAway" in one["name"]]
     (tmp_path / "alerts_test.yml").write_text(yaml.safe_dump(tests))
     (tmp_path / "rules.yml").write_text((FOLDER / "rules.yml").read_text())
-    (tmp_path / "alerts.yml").write_text(text.replace("quantfleet_registry_up == 0", "quantfleet_registry_up == 1"))
+    (tmp_path / "alerts.yml").write_text(
+        text.replace("quantfleet_registry_up == 0", "quantfleet_registry_up == 1")
+    )
     result = subprocess.run(
         [prometheus_tool(), "test", "rules", "alerts_test.yml"],
         cwd=tmp_path,

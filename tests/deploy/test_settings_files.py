@@ -5,6 +5,7 @@ from pathlib import Path
 import yaml
 from deployed_commands import DEPLOY
 
+from client.settings import DeviceSettings
 from server.serve_settings import ServeSettings
 
 
@@ -21,3 +22,9 @@ def test_the_server_reads_the_settings_of_the_config_map(tmp_path: Path) -> None
     settings = ServeSettings.read(tmp_path, path)
     assert settings.server.address == "0.0.0.0:9443"
     assert settings.registry_place.startswith("postgresql+psycopg://")
+
+
+def test_an_agent_reads_its_settings() -> None:
+    settings = DeviceSettings.from_toml(DEPLOY / "client.toml")
+    assert settings.device_class == "arm"
+    assert settings.limits.disk_bytes == 256 << 20

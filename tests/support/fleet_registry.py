@@ -22,9 +22,10 @@ from server.telemetry_counts import TelemetryCounts
 from strategies.rounds import RoundEnd
 
 CLASS = X86_VNNI.name
+NOW = 1_000_000.0
 
 
-def fill(engine: Engine, blobs: BlobStore, devices: int, now: float = 1_000_000.0) -> Rollout:
+def fill(engine: Engine, blobs: BlobStore, devices: int, now: float = NOW) -> Rollout:
     """Fill an empty registry; return the rollout that is open.
 
     Class `arm` is registered and has nothing. Class `x86-vnni` has published generations 0 and 1, a failed one,
@@ -124,9 +125,9 @@ def _add_devices(engine: Engine, rollout: Rollout, devices: int) -> None:
         connection.execute(insert(ClassTotalsRow), totals)
 
 
-def open_filled(folder: Path, devices: int) -> tuple[Engine, BlobStore, Rollout]:
+def open_filled(folder: Path, devices: int, now: float = NOW) -> tuple[Engine, BlobStore, Rollout]:
     """Return the engine of a new registry in a folder, its blobs, and the rollout that is open."""
     engine = connect(f"sqlite:///{folder / 'registry.db'}")
     migrate(engine)
     blobs = BlobStore(folder / "blobs")
-    return engine, blobs, fill(engine, blobs, devices)
+    return engine, blobs, fill(engine, blobs, devices, now)

@@ -1,7 +1,9 @@
 """A real Prometheus in a temporary folder, and its tool for rules."""
 
+import ctypes
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -18,6 +20,12 @@ import pytest
 import yaml
 
 _DEADLINE_SECONDS = 120.0
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process with the one that started it; for `preexec_fn`."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def prometheus_tool() -> str:
@@ -121,7 +129,12 @@ def prometheus_server(
         "--log.level=warn",
     ]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - it calls the kernel and nothing else
+        )
     try:
         _wait_until_ready(address, process, folder / "log")
         yield Prometheus(address)
