@@ -138,6 +138,8 @@ class Reporter:
             ConfigurationError: If the folder cannot be written.
         """
         wait = 0.0
+        if self._link is not None and not self._spool.has_begun:
+            self._spool.begin_above(self._link.report([]).stored_sequence)
         while self._link is not None and (batch := self._next_batch()):
             wait = max(wait, self._send(self._link, batch))
         return wait
@@ -153,9 +155,9 @@ class Reporter:
             self._spool.mark_sent(batch[0].sequence)
             return 0.0
         stored = reported.stored_sequence
-        if stored > self._spool.last_used:
-            _events.info("reports_renumbered", above=stored)
-            self._spool.renumber_above(stored)
+        if stored > self._spool.last_used:  # another device has this one's name, or had its folder
+            _events.warning("reports_renumbered", above=stored)
+            self._spool.begin_above(stored)
         elif stored >= batch[0].sequence:
             self._spool.mark_sent(stored)
         else:

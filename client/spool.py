@@ -2,11 +2,14 @@
 
     spool/<sequence>     one report: CRC-32 of it, little-endian, then the report; the name has 20 decimal digits
     spool/used           a number up to which all were used, where no report that waits says so
+    spool/begun          that the numbers begin above those which the server knew when the device first asked
 
 1. A report gets its number once, before anybody sees it. Numbers only grow, also over a restart, so a server that
    ignores numbers it has seen counts every report once, however often it is sent.
 2. A report is on the disk for good when `append` returns, and is removed when the server has it.
-3. The spool is bounded: where a new report does not fit, the oldest ones go once it is written. They leave a gap in
+3. Before the first report is sent the server is asked for the greatest number that it knows of this device: a device
+   whose folder was wiped goes on above it, and is not taken for its own echo.
+4. The spool is bounded: where a new report does not fit, the oldest ones go once it is written. They leave a gap in
    the numbers, and are counted.
 """
 
@@ -120,23 +123,28 @@ class Spool:
             raise ConfigurationError(f"report {sequence} was never spooled; the next one is {self._next}")
         self._forget(waiting for waiting in sorted(self._sizes) if waiting <= sequence)
 
-    def renumber_above(self, sequence: int) -> None:
-        """Give the reports that wait, and those to come, numbers above this one.
+    @property
+    def has_begun(self) -> bool:
+        """Whether `begin_above` was called since the folder was made; if not, nothing may be sent."""
+        return (self._path / "begun").exists()
 
-        For a device whose folder was wiped: the server knows its earlier numbers, and would take new reports for those.
-        A process that dies in between leaves a report under both numbers, of which the server ignores the lower.
+    def begin_above(self, sequence: int) -> None:
+        """Give the reports that wait, and those to come, numbers above the greatest that the server knows.
+
+        A process that dies in between has sent nothing, and begins again.
 
         Raises:
             ConfigurationError: If the folder cannot be written.
         """
-        if not self._next <= sequence < _MAX_SEQUENCE:
-            return
-        waiting = list(self.pending())
-        self._write(self._path / "used", b"%d\n" % sequence)
-        self._used, self._next = sequence, sequence + 1
-        for report in waiting:
-            self.append(report.data)
-        self._forget(report.sequence for report in waiting if report.sequence in self._sizes)
+        if self._next <= sequence < _MAX_SEQUENCE or (self._sizes and min(self._sizes) <= sequence):
+            waiting = list(self.pending())
+            highest = max(sequence, self._next - 1)
+            self._write(self._path / "used", b"%d\n" % highest)
+            self._used, self._next = highest, highest + 1
+            for report in waiting:
+                self.append(report.data)
+            self._forget(report.sequence for report in waiting if report.sequence in self._sizes)
+        self._write(self._path / "begun", b"")
 
     def _drop_oldest(self) -> None:
         """Drop reports, oldest first, until the others are within the bounds; the newest stays."""

@@ -90,21 +90,33 @@ def test_a_report_that_is_refused_does_not_hold_up_the_others(bench: Bench) -> N
     assert (bench.reporter.dropped, bench.reporter.waiting) == (1, 0)
 
 
-def test_a_wiped_device_goes_on_above_what_the_server_knows(bench: Bench) -> None:
-    bench.link.stored_sequence = 500
+@pytest.mark.parametrize("known", [1, 2, 500])
+def test_a_wiped_device_goes_on_above_what_the_server_knows(bench: Bench, known: int) -> None:
+    bench.link.stored_sequence = known
     bench.count(1)
     bench.count(2)
     bench.reporter.send()
-    assert bench.stored() == [(501, 1), (502, 2)]
+    assert [samples for _, samples in bench.stored()] == [1, 2]
     bench.count(3)
     bench.reporter.send()
-    assert bench.stored()[-1] == (503, 3)
+    assert bench.stored()[-1][1] == 3
+
+
+def test_a_device_whose_name_another_has_used_goes_on_above_that(bench: Bench) -> None:
+    bench.count(1)
+    bench.reporter.send()
+    bench.link.stored_sequence = 500
+    bench.count(2)
+    bench.reporter.send()
+    assert bench.stored() == [(1, 1), (501, 2)]
 
 
 def test_a_server_that_stores_nothing_is_tried_later(bench: Bench) -> None:
     bench.count(1)
+    bench.reporter.send()
+    bench.count(1)
     bench.link.report = lambda _: type("Stored", (), {"stored_sequence": 0, "retry_after_seconds": 9.0})  # type: ignore[method-assign]
-    with pytest.raises(UnreachableError, match="did not store 1") as caught:
+    with pytest.raises(UnreachableError, match="did not store 2") as caught:
         bench.reporter.send()
     assert caught.value.retry_after_seconds == 9.0
     assert bench.reporter.waiting == 1

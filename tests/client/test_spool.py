@@ -124,12 +124,32 @@ def test_a_wiped_folder_goes_on_above_what_the_server_knows(tmp_path: Path) -> N
         spool = Spool(state)
         spool.append(b"one")
         spool.append(b"two")
-        spool.renumber_above(70)
+        assert not spool.has_begun
+        spool.begin_above(70)
         assert waiting(spool) == {71: b"one", 72: b"two"}
-        spool.renumber_above(3)
+        spool.begin_above(3)
         assert waiting(spool) == {71: b"one", 72: b"two"}
     with StateFolder(tmp_path) as state:
-        assert Spool(state).append(b"three") == 73
+        spool = Spool(state)
+        assert spool.has_begun
+        assert spool.append(b"three") == 73
+
+
+def test_a_wiped_folder_whose_numbers_are_the_servers_own_goes_on_above_both(tmp_path: Path) -> None:
+    with StateFolder(tmp_path) as state:
+        spool = Spool(state)
+        for data in (b"one", b"two", b"three"):
+            spool.append(data)
+        spool.begin_above(2)
+        assert waiting(spool) == {4: b"one", 5: b"two", 6: b"three"}
+
+
+def test_a_new_device_begins_at_one(tmp_path: Path) -> None:
+    with StateFolder(tmp_path) as state:
+        spool = Spool(state)
+        spool.append(b"one")
+        spool.begin_above(0)
+        assert (waiting(spool), spool.has_begun) == ({1: b"one"}, True)
 
 
 def test_no_death_while_numbers_change_loses_a_report(tmp_path: Path) -> None:
@@ -144,10 +164,13 @@ def test_no_death_while_numbers_change_loses_a_report(tmp_path: Path) -> None:
 
     def renumber(disk: DyingDisk) -> None:
         with StateFolder(folder, disk=disk) as state:
-            Spool(state).renumber_above(70)
+            Spool(state).begin_above(70)
 
     for _ in deaths(prepare, renumber):
         with StateFolder(folder) as state:
             spool = Spool(state)
-            assert {*waiting(spool).values()} == {b"one", b"two"}
-            assert spool.last_used in (2, 70, 71, 72)
+            if not spool.has_begun:
+                spool.begin_above(70)
+            found = waiting(spool)
+            assert {*found.values()} == {b"one", b"two"}
+            assert min(found) > 70
