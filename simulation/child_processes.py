@@ -10,16 +10,19 @@ The rules:
 import contextlib
 import ctypes
 import os
+import queue
 import signal
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import IO, Self
+from typing import Self
 
-from quantization.errors import ConfigurationError
+from quantization.errors import ConfigurationError, UnreachableError
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -35,22 +38,45 @@ class Child:
     Attributes:
         name: What it is, for messages.
         process: As `subprocess` has it.
-        stdin: What it reads.
-        stdout: What it says.
-        log: Where its stderr goes.
+        log: Where its stderr goes, and its stdout where nobody listens to it.
     """
 
     name: str
     process: subprocess.Popen[str]
-    stdin: IO[str]
-    stdout: IO[str]
     log: Path
 
     def write_line(self, line: str) -> None:
         """Tell it something; nobody listens if it is dead."""
-        with contextlib.suppress(BrokenPipeError):
-            self.stdin.write(line + "\n")
-            self.stdin.flush()
+        if self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.write(line + "\n")
+                self.process.stdin.flush()
+
+    def lines(self) -> Iterator[str]:
+        """Yield what it says, until it has ended."""
+        if self.process.stdout is not None:
+            with contextlib.suppress(ValueError):  # it was forgotten meanwhile
+                yield from self.process.stdout
+
+    def first_line(self, seconds: float) -> str:
+        """Return the first line that it says, and let nobody wait for the others.
+
+        Raises:
+            UnreachableError: It ended, or said nothing for too long.
+        """
+        said: queue.Queue[str] = queue.Queue()
+
+        def read() -> None:
+            for line in self.lines():
+                said.put(line)
+            said.put("")
+
+        threading.Thread(target=read, daemon=True).start()
+        with contextlib.suppress(queue.Empty):
+            line = said.get(timeout=seconds)
+            if line:
+                return line
+        raise UnreachableError(f"'{self.name}' did not start: {self.log_tail()}")
 
     def is_running(self) -> bool:
         """Return whether it has not ended."""
@@ -95,7 +121,13 @@ class ChildProcesses:
         self.stop_all()
 
     def start(
-        self, name: str, command: Sequence[str], *, environment: Mapping[str, str] | None = None
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        is_heard: bool = True,
+        folder: Path | None = None,
     ) -> Child:
         """Start a process; must be called by the main thread, whose end the kernel takes for this process's.
 
@@ -103,6 +135,8 @@ class ChildProcesses:
             name: Names its log.
             command: Program and arguments.
             environment: All of it; this process's own if None.
+            is_heard: Whether somebody reads what it says on stdout.
+            folder: Where it works; this process's own if None.
 
         Raises:
             ConfigurationError: If there is no such program.
@@ -112,19 +146,18 @@ class ChildProcesses:
             with log.open("ab") as output:
                 process = subprocess.Popen(  # noqa: S603 - the commands are this package's own
                     command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
+                    stdin=subprocess.PIPE if is_heard else subprocess.DEVNULL,
+                    stdout=subprocess.PIPE if is_heard else output,
                     stderr=output,
                     text=True,
+                    cwd=folder,
                     env=dict(environment) if environment is not None else None,
                     start_new_session=True,
                     preexec_fn=_die_with_parent,  # noqa: PLW1509 - it calls the kernel and nothing else
                 )
         except FileNotFoundError as error:
             raise ConfigurationError(f"'{command[0]}' is not installed, or not on the path") from error
-        if process.stdin is None or process.stdout is None:
-            raise ConfigurationError(f"'{command[0]}' has no pipes")
-        child = Child(name, process, process.stdin, process.stdout, log)
+        child = Child(name, process, log)
         self._children.append(child)
         return child
 
@@ -164,23 +197,39 @@ class ChildProcesses:
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
 
+    def finish(self, child: Child, seconds: float) -> str:
+        """Return what a process said, once it has ended well; nobody else may listen to it.
+
+        Raises:
+            UnreachableError: It failed, or took too long.
+        """
+        try:
+            said, _ = child.process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            raise UnreachableError(f"'{child.name}' did not end within {seconds:g} s") from error
+        status = child.process.returncode
+        self._children.remove(child)
+        if status:
+            raise UnreachableError(f"'{child.name}' ended with status {status}: {child.log_tail()}")
+        return said or ""
+
     def check(self) -> None:
         """See that all are still there.
 
         Raises:
-            ConfigurationError: One has ended; says what it logged.
+            UnreachableError: One has ended; says what it logged.
         """
         for child in self._children:
             if not child.is_running():
-                raise ConfigurationError(
+                raise UnreachableError(
                     f"'{child.name}' ended with status {child.process.returncode}: {child.log_tail()}"
                 )
 
     def _forget(self, child: Child) -> None:
         child.process.wait()
-        for pipe in (child.stdin, child.stdout):
+        if child.process.stdin is not None:
             with contextlib.suppress(OSError):
-                pipe.close()
+                child.process.stdin.close()
         self._children.remove(child)
 
 
@@ -196,6 +245,14 @@ def interrupted_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _die_with_parent() -> None:

@@ -19,6 +19,7 @@ from typing import Annotated
 import typer
 
 from simulation.cli_errors import exit_codes
+from simulation.cli_fleet import fleet
 from simulation.cli_options import (
     AsJson,
     FloatLayer,
@@ -227,6 +228,7 @@ def _tell_where(page: Path) -> None:
 
 
 app.command()(swarm)
+app.command()(fleet)
 
 
 if __name__ == "__main__":

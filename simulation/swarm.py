@@ -2,7 +2,6 @@
 
 import json
 import queue
-import socket
 import sys
 import tempfile
 import threading
@@ -12,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quantization.errors import ConfigurationError, UnreachableError
-from simulation.child_processes import Child, ChildProcesses
+from quantization.errors import ConfigurationError
+from simulation.child_processes import Child, ChildProcesses, free_port
 from simulation.progress import ProgressFunction
 from simulation.swarm_device import SwarmTarget
 from simulation.swarm_faults import SwarmFaults
@@ -139,10 +138,7 @@ class SwarmServer:
 
     def _start(self) -> Child:
         child = self._children.start("server", self._command)
-        ready = _first_line(child, _START_SECONDS)
-        if not ready:
-            raise UnreachableError(f"the server did not start: {child.log_tail()}")
-        threading.Thread(target=_drain, args=(child,), daemon=True).start()
+        child.first_line(_START_SECONDS)
         return child
 
 
@@ -235,7 +231,7 @@ class _Swarm:
             self._workers.append(worker)
 
     def _listen(self, number: int, worker: Child) -> None:
-        for line in worker.stdout:
+        for line in worker.lines():
             self._said.put((number, json.loads(line)))
 
     def _wait(self, number: int, began: float) -> None:
@@ -275,14 +271,6 @@ class _Swarm:
         return [at - began for at in self._seconds.get(key, ())]
 
 
-def free_port() -> int:
-    """Return a port of this machine that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def _names(devices: int) -> list[str]:
     return [f"device-{number:05}" for number in range(devices)]
 
@@ -293,19 +281,3 @@ def _require_files(devices: int) -> None:
         raise ConfigurationError(
             f"{devices} devices need {wanted} open files, this system allows {most}; raise it with `ulimit -Hn`"
         )
-
-
-def _first_line(child: Child, seconds: float) -> str:
-    """Return the first line that a process says; empty if it ends, or says nothing for too long."""
-    lines: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=lambda: lines.put(child.stdout.readline()), daemon=True).start()
-    try:
-        return lines.get(timeout=seconds)
-    except queue.Empty:
-        return ""
-
-
-def _drain(child: Child) -> None:
-    """Read what a process says, so that it never waits."""
-    for _ in child.stdout:
-        pass
