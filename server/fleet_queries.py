@@ -58,23 +58,27 @@ def rollouts_of_classes(session: Session, targets: Mapping[str, TargetVersion]) 
 
 
 def policies_of_classes(session: Session, targets: Mapping[str, TargetVersion]) -> dict[str, GenerationKey]:
-    """Return which generation's policy each class runs."""
+    """Return which generation's policy each class runs; where nothing was published to devices, the newest good one."""
     rows = session.execute(
         select(
             GenerationRow.model_digest,
             GenerationRow.device_class,
             GenerationRow.number,
+            GenerationRow.step,
             GenerationRow.manifest_digest,
         )
-        .where(GenerationRow.step == Step.PUBLISHED)
+        .where(GenerationRow.step.in_([Step.PUBLISHED, Step.RECALLED]))
         .order_by(GenerationRow.finished_at_seconds, GenerationRow.number)
     )
     policies: dict[str, GenerationKey] = {}
     for row in rows:
         target = targets.get(row.device_class)
-        if target is None or (target.model_digest, target.manifest_digest) == (
-            row.model_digest, row.manifest_digest
-        ):  # fmt: skip
+        if target is None:
+            is_run = row.step == Step.PUBLISHED
+        else:  # what was recalled may have been published again
+            of_target = (target.model_digest, target.manifest_digest)
+            is_run = (row.model_digest, row.manifest_digest) == of_target
+        if is_run:
             policies[row.device_class] = (row.model_digest, row.device_class, row.number)
     return policies
 
@@ -119,7 +123,10 @@ def _drifted_part(drift: str) -> float:
 
 
 def generations_of_classes(session: Session) -> dict[str, dict[str, int]]:
-    """Return how many generations of each class ended how."""
+    """Return how many generations of each class ended how; one that was recalled counts as published too.
+
+    So no count ever falls.
+    """
     rows = session.execute(
         select(GenerationRow.device_class, GenerationRow.step, func.count().label("generations"))
         .where(GenerationRow.step.in_([str(step) for step in FINAL_STEPS]))
@@ -128,4 +135,7 @@ def generations_of_classes(session: Session) -> dict[str, dict[str, int]]:
     counts: dict[str, dict[str, int]] = {}
     for row in rows:
         counts.setdefault(row.device_class, {})[row.step] = row.generations
+    for outcomes in counts.values():
+        if recalled := outcomes.get(Step.RECALLED):
+            outcomes[Step.PUBLISHED] = outcomes.get(Step.PUBLISHED, 0) + recalled
     return counts

@@ -13,10 +13,14 @@ from server import fleet_metrics
 from server.blob_store import BlobStore
 from server.database import connect, migrate
 from server.fleet_metrics import FleetMetrics
+from server.generation import FINAL_STEPS
+from server.generation import Event as GenerationEvent
+from server.registry import Registry
 from server.rollout import Event, Rollout
 from server.rollout_registry import RolloutRegistry
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
+OUTCOMES = sorted(FINAL_STEPS)
 ROWS_OF_DEVICES = ("device_telemetry", "rollout_devices", "rollout_units", "devices", "certificates")
 
 
@@ -116,6 +120,28 @@ def test_a_rollout_that_was_rolled_back_shows_the_version_that_came_back(tmp_pat
     assert scraped.value("policy_generation", device_class=CLASS) == 0
     assert scraped.value("rollout_devices", device_class=CLASS) == 0
     assert scraped.value("samples_total", device_class=CLASS) == 1000
+
+
+def test_a_generation_that_is_recalled_was_published_all_the_same(tmp_path: Path) -> None:
+    engine, blobs, rollout = fleet_registry.open_filled(tmp_path, devices=10)
+    registry = Registry(engine, lambda: 2e6)
+    newest = registry.published(rollout.model_digest, CLASS)
+    scraped = Scraped(engine, blobs)
+    before = {
+        outcome: scraped.value("generations_total", device_class=CLASS, outcome=outcome)
+        for outcome in OUTCOMES
+    }
+    registry.advance(newest, GenerationEvent.RECALLED)
+    scraped.again()
+    after = {
+        outcome: scraped.value("generations_total", device_class=CLASS, outcome=outcome)
+        for outcome in OUTCOMES
+    }
+    assert before == {"failed": 1, "published": 2, "recalled": 0, "rejected": 0, "unchanged": 0}
+    assert after == {**before, "recalled": 1}
+    assert (
+        scraped.value("policy_generation", device_class=CLASS) == 1
+    )  # devices run it until its rollout ends
 
 
 def test_neither_series_nor_queries_grow_with_devices(tmp_path: Path) -> None:
