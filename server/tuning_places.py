@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from quantization.errors import ConfigurationError
@@ -174,7 +174,11 @@ def _without_password(url: str) -> str:
         parsed = make_url(url)
     except ArgumentError as error:
         raise ConfigurationError(f"registry '{url}' is not a database URL: {error}") from error
-    if parsed.password is None:
+    query = {key: value for key, value in parsed.query.items() if key != "password"}
+    if parsed.password is None and len(query) == len(parsed.query):
         return url
-    log.warning("password_left_out", registry=parsed.render_as_string(hide_password=True))
-    return parsed.set(password=None).render_as_string(hide_password=False)
+    log.warning("password_left_out", registry=parsed.set(query=query).render_as_string(hide_password=True))
+    bare = URL.create(
+        parsed.drivername, parsed.username, None, parsed.host, parsed.port, parsed.database, query
+    )
+    return bare.render_as_string(hide_password=False)
