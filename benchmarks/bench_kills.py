@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from simulation.child_processes import interrupted_by_sigterm
 from simulation.tuning_stage import Artifact, Part, StageSettings, TuningStage
 
 GENERATION_SECONDS = 1800.0
@@ -118,11 +119,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.smoke:
         arguments.kills = min(arguments.kills, 3)
-    if arguments.folder is not None:
-        result = measure(arguments, arguments.folder)
-    else:
-        with tempfile.TemporaryDirectory(prefix="kills") as name:
-            result = measure(arguments, Path(name))
+    with interrupted_by_sigterm(), tempfile.TemporaryDirectory(prefix="kills") as name:
+        result = measure(arguments, arguments.folder or Path(name))
     print(json.dumps(result, indent=None if arguments.json else 2))
     return 1 if result["differences"] else 0
 

@@ -153,7 +153,7 @@ class ChildProcesses:
                     cwd=folder,
                     env=dict(environment) if environment is not None else None,
                     start_new_session=True,
-                    preexec_fn=_die_with_parent,  # noqa: PLW1509 - it calls the kernel and nothing else
+                    preexec_fn=die_with_parent,  # noqa: PLW1509 - it calls the kernel and nothing else
                 )
         except FileNotFoundError as error:
             raise ConfigurationError(f"'{command[0]}' is not installed, or not on the path") from error
@@ -190,7 +190,7 @@ class ChildProcesses:
             child.process.kill()
             self._forget(child)
         for _ in range(3):  # a process may have started another while it was killed
-            for pid in _descendants(os.getpid()):
+            for pid in descendants(os.getpid()):
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
@@ -255,12 +255,12 @@ def free_port() -> int:
         return port
 
 
-def _die_with_parent() -> None:
-    """Ask the kernel for SIGTERM at the parent's death; runs in the child, before its program."""
+def die_with_parent() -> None:
+    """Ask the kernel for SIGTERM at the parent's death; for `preexec_fn`, in a child before its program."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
     """Return the processes that came of one, nearest first."""
     parents: dict[int, list[int]] = {}
     for folder in Path("/proc").iterdir():

@@ -33,6 +33,7 @@ from server.registry import Registry
 from server.rollout_registry import RolloutRegistry
 from server.settings import ConfigValue
 from server.tuning_registry import TuningRegistry
+from simulation.child_processes import descendants, die_with_parent
 from simulation.lab import prepare_task
 from simulation.tasks import load_task
 
@@ -141,7 +142,7 @@ class TuningStage:
         if part in (Part.SUPERLINK, Part.SUPERLINK_TREE):
             victims = [self._processes["superlink"].pid]
             if part is Part.SUPERLINK_TREE:
-                victims += _descendants(victims[0])
+                victims += descendants(victims[0])
             found = [_kill(pid) for pid in victims]
             self._processes["superlink"].wait()
             self._start_superlink()
@@ -261,7 +262,7 @@ class TuningStage:
             "seed": settings.seed,
             "expected-nodes": settings.devices,
             "quorum-fraction": 1.0,
-            "deadline-seconds": 90.0,
+            "deadline-seconds": 400.0,
             "poll-seconds": 0.3,
             **({"cache-dir": str(settings.cache)} if settings.cache is not None else {}),
             **settings.run,
@@ -269,7 +270,7 @@ class TuningStage:
         table = {
             "look-seconds": 0.5,
             "flower-seconds": 2.0,
-            "start-seconds": 30.0,
+            "start-seconds": 60.0,
             "lease-seconds": 4.0,
             "retry-seconds": 1.0,
             "most-retry-seconds": 4.0,
@@ -338,6 +339,7 @@ class TuningStage:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - it calls the kernel and nothing else
             )
 
     def _is_rolled_out(self) -> bool:
@@ -377,22 +379,6 @@ def _kill(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def _descendants(pid: int) -> list[int]:
-    """Return the processes that came of one."""
-    parents: dict[int, list[int]] = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with contextlib.suppress(OSError):
-                fields = (folder / "stat").read_text().rpartition(")")[2].split()
-                parents.setdefault(int(fields[1]), []).append(int(folder.name))
-    found: list[int] = []
-    new = [pid]
-    while new:
-        new = [child for parent in new for child in parents.get(parent, [])]
-        found += new
-    return found
 
 
 def _free_port() -> int:

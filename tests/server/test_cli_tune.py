@@ -9,11 +9,17 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from quantization.arrays import FloatArray
+from quantization.device_class import ARM
 from quantization.errors import ConfigurationError, RoundFailedError
+from quantization.target_name import TargetName
+from server.blob_store import BlobStore
 from server.cli import app
 from server.entries import Model
 from server.flower_runs import Outcome, RunSight, SuperLink
+from server.home_folder import HomeFolder
 from server.keys import KeyFolder
+from server.lab import prepare_model
 from server.registry import Registry
 from server.serve_settings import ServeSettings
 from server.settings import ConfigValue
@@ -158,3 +164,26 @@ def test_publishing_needs_a_key_of_targets_or_nothing_that_is_signed(home: Path)
         unsigned = Places(ServeSettings.read(home, None, is_insecure=True))
         with opened_tuner(facts, unsigned, link, settings) as tuner:
             assert (tuner._publish is not None, tuner.model) == (True, "digits")
+
+
+def test_a_generation_is_signed_before_it_is_published(
+    tmp_path: Path, tiny_model: bytes, lab_inputs: FloatArray
+) -> None:
+    home = tmp_path / "home"
+    made = CliRunner().invoke(app, ["keys", "init", "--home", str(home), "--host", "127.0.0.1"])
+    assert made.exit_code == 0, made.output
+    where = places(home)
+    with opened_facts(where) as facts:
+        blobs = BlobStore(where.server.blob_place)
+        prepared = prepare_model(
+            tiny_model, lab_inputs, name="tiny", device_classes=[ARM], registry=facts.registry, blobs=blobs
+        )
+        first = facts.registry.published(prepared.model.digest, "arm")
+        settings = TunerSettings(model="tiny")
+        with opened_tuner(facts, where, SuperLink(address="127.0.0.1:1"), settings) as tuner:
+            assert tuner._publish is not None
+            tuner._publish(first, "generation 0")
+        (target,) = facts.rollouts.targets(prepared.model.digest, "arm")
+        assert (target.version, target.manifest_digest) == (1, first.manifest_digest)
+        signed = HomeFolder(home).metadata.targets()
+        assert signed[TargetName(prepared.model.digest, "arm", 1)] == first.manifest_digest
