@@ -14,7 +14,7 @@ from server.rollout_registry import RolloutRegistry, audit_subject
 from server.rollout_rows import rollout_of
 from server.rollout_rules import Measure, Situation, Verdict, marks_verdict, measure_verdict
 from server.rollout_settings import RolloutRules
-from server.tables import AuditRow, RolloutDeviceRow, RolloutRow
+from server.tables import AuditRow, RolloutDeviceRow, RolloutRow, TargetRow
 from server.target_versions import ServedTarget
 from server.telemetry_codec import counts_from_json, counts_to_json
 from server.telemetry_counts import TelemetryCounts
@@ -94,15 +94,14 @@ class RolloutQueries:
 
     def served(self) -> tuple[ServedClass, ...]:
         """Return every model and class that has a target, by name."""
+        names = {model.digest: model.name for model in self._registry.models()}
+        with self._reading() as session:
+            keys = session.execute(select(TargetRow.model_digest, TargetRow.device_class).distinct()).all()
         found = []
-        for model in self._registry.models():
-            for device_class in self._registry.device_classes(model.digest):
-                if not self._rollouts.targets(model.digest, device_class.name):
-                    continue
-                served = self._rollouts.served(model.digest, device_class.name)
-                numbers = self.generations(model.digest, device_class.name)
-                generation = numbers.get(served.base.manifest_digest, 0)
-                found.append(ServedClass(model.name, model.digest, device_class.name, served, generation))
+        for model, device_class in sorted(keys, key=lambda key: (names[key[0]], *key)):
+            served = self._rollouts.served(model, device_class)
+            generation = self.generations(model, device_class).get(served.base.manifest_digest, 0)
+            found.append(ServedClass(names[model], model, device_class, served, generation))
         return tuple(found)
 
     def generations(self, model_digest: str, device_class: str) -> dict[str, int]:

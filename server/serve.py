@@ -48,7 +48,8 @@ from server.server_credentials import enrolment_credentials, mutual_credentials
 from server.service_metrics import ReportOutcome, ServiceMetrics
 from server.signed_metadata import SignedMetadata
 from server.signed_publishing import Publisher
-from server.telemetry_registry import Folded, TelemetryRegistry
+from server.telemetry_registry import TelemetryRegistry
+from server.telemetry_reports import Folded
 from server.telemetry_service import TelemetryService
 from server.update_metrics import UpdateMetrics
 from server.update_service import UpdateService, no_metadata

@@ -16,7 +16,7 @@ from quantization.blob_ref import check_name
 from quantization.errors import MalformedError
 from quantization.side_by_side import LATENCY_BUCKETS, MAX_COUNT
 from server.telemetry_counts import TelemetryCounts
-from server.telemetry_registry import DeviceReport
+from server.telemetry_reports import DeviceReport
 
 MAX_REPORTS = 256
 """Reports of one call."""

@@ -19,7 +19,7 @@ from grpc import aio
 from protos.quantfleet.v1 import telemetry_pb2 as pb
 from server.peers import Context, Identify, OnRefusal, PeerLimits, device_name, refusals
 from server.telemetry_proto import reports_from_proto
-from server.telemetry_registry import DeviceReports, Folded
+from server.telemetry_reports import DeviceReports, Folded
 from server.telemetry_settings import TelemetrySettings
 from server.telemetry_writer import FoldAll, TelemetryWriter
 from server.update_settings import UpdateSettings

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
 from quantization.errors import OverloadedError, QuantFleetError
-from server.telemetry_registry import DeviceReports, Folded
+from server.telemetry_reports import DeviceReports, Folded
 from server.telemetry_settings import TelemetrySettings
 
 FoldAll = Callable[[Sequence[DeviceReports]], Sequence[Folded | QuantFleetError]]

@@ -28,7 +28,8 @@ from server.grpc_server import Service, serving
 from server.peers import PUSHBACK_KEY
 from server.rollout import RolloutPlan, has_new_version
 from server.telemetry_proto import MAX_INSTALLS, MAX_REPORTS, reports_from_proto
-from server.telemetry_registry import DeviceReport, DeviceReports, Folded, TelemetryRegistry
+from server.telemetry_registry import TelemetryRegistry
+from server.telemetry_reports import DeviceReport, DeviceReports, Folded
 from server.telemetry_service import TelemetryService
 from server.telemetry_settings import TelemetrySettings
 from server.update_settings import UpdateSettings
