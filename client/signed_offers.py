@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from client.slots import Target
+from quantization.blob import HEADER_BYTES
 from quantization.errors import DigestMismatchError, UpdateRejectedError
 from quantization.target_name import TargetName
 
@@ -102,7 +103,7 @@ class SignedOffers:
             UpdateRejectedError: It is.
         """
         signed = self.size_bytes.get(digest)
-        if signed is not None and size_bytes > signed:
+        if signed is not None and size_bytes > HEADER_BYTES + signed:
             raise UpdateRejectedError(
                 f"{size_bytes} bytes are offered for a manifest that is signed with {signed}"
             )
