@@ -45,7 +45,7 @@ from server.rollout_queries import RolloutQueries
 from server.rollout_registry import RolloutRegistry
 from server.serve_settings import ServeSettings
 from server.server_credentials import enrolment_credentials, mutual_credentials
-from server.service_metrics import ReportOutcome, ServiceMetrics
+from server.service_metrics import ReportOutcome, ServiceMetrics, refusal_reason
 from server.signed_metadata import SignedMetadata
 from server.signed_publishing import Publisher
 from server.telemetry_registry import TelemetryRegistry
@@ -366,7 +366,8 @@ class _Composition:
 
     def _count_refused_reports(self, error: Exception) -> None:
         self._counts.count_refusal(error)
-        self._counts.count_report(ReportOutcome.REFUSED)
+        if refusal_reason(error) in ("malformed", "not_found"):  # others come again, and are no one's fault
+            self._counts.count_report(ReportOutcome.REFUSED)
 
 
 def _calling(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
