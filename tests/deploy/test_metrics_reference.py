@@ -13,9 +13,15 @@ from prometheus_client import CollectorRegistry, Metric
 from client.device_status import DeviceStatus
 from client.metrics import DeviceMetrics, InstallMetrics
 from client.telemetry import Totals
+from quantization.delta import Encoding
 from server import fleet_metrics
 from server.expiry_metrics import ExpiryMetrics
-from server.service_metrics import ServiceMetrics
+from server.generation import FINAL_STEPS
+from server.keys import ROLES
+from server.layer_bits import LAYER_GROUPS
+from server.rollout import Phase
+from server.service_metrics import INSTALL_OUTCOMES, REFUSAL_REASONS, ReportOutcome, ServiceMetrics
+from server.tuning_runs import ENDED_STATES
 from server.update_metrics import UpdateMetrics
 
 ROW = re.compile(r"^\| `(quantfleet_\w+)` \| (\w+) \|([\w, ]*)\| (\w+) \| .+ \|$", flags=re.MULTILINE)
@@ -117,3 +123,18 @@ def test_pages_link_to_what_is_there(page: str) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
         if "://" not in target:
             assert (ROOT / "docs" / Path(target)).exists(), target
+
+
+def test_values_of_labels_are_the_ones_that_are_explained() -> None:
+    text = (ROOT / "docs" / "monitoring.md").read_text()
+    rows = dict(re.findall(r"^\| (`\w+`[\w ]*) \| (.+) \|$", text, flags=re.MULTILINE))
+    explained = {head: set(re.findall(r"`([a-z0-9_]+)`", values)) for head, values in rows.items()}
+    assert explained["`phase`"] == set(Phase)
+    assert explained["`layer_group`"] == set(LAYER_GROUPS)
+    assert explained["`outcome` of generations"] == set(FINAL_STEPS)
+    assert explained["`outcome` of installs"] == {*INSTALL_OUTCOMES, "other"}
+    assert explained["`outcome` of reports"] == set(ReportOutcome)
+    assert explained["`reason`"] == set(REFUSAL_REASONS)
+    assert explained["`encoding`"] == {encoding.name.lower() for encoding in Encoding}
+    assert explained["`state`"] == set(ENDED_STATES)
+    assert explained["`role`"] == set(ROLES)
