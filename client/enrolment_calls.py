@@ -82,9 +82,12 @@ def fetch_authority(
     """
     shown = _shown_certificate(address, timeout_seconds)
     credentials = grpc.ssl_channel_credentials(shown)
-    with _called(address, credentials, "the fleet's authority cannot be fetched") as channel:
-        stub = pb_grpc.EnrolmentServiceStub(channel)
-        data = stub.FetchAuthority(pb.FetchAuthorityRequest(), timeout=timeout_seconds).authority
+    try:
+        with _called(address, credentials, "the fleet's authority cannot be fetched") as channel:
+            stub = pb_grpc.EnrolmentServiceStub(channel)
+            data = stub.FetchAuthority(pb.FetchAuthorityRequest(), timeout=timeout_seconds).authority
+    except UnreachableError as error:
+        raise UnreachableError(f"{error}; {_remedy(address, shown)}", error.retry_after_seconds) from error
     found = hashlib.sha256(data).hexdigest()
     if not hmac.compare_digest(found, fingerprint):
         raise UnauthenticatedError(
@@ -172,6 +175,24 @@ def _shown_certificate(address: str, timeout_seconds: float) -> bytes:
         return ssl.get_server_certificate((host.strip("[]"), int(port)), timeout=timeout_seconds).encode()
     except (OSError, ValueError) as error:  # a TLS error is an OSError
         raise UnreachableError(f"no server answers in TLS at {address}: {error}") from error
+
+
+def _remedy(address: str, shown: bytes) -> str:
+    """Return what may help where a server shows a certificate and then does not answer."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        certificate = x509.load_pem_x509_certificate(shown)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        hosts = [*names.get_values_for_type(x509.DNSName)]
+        hosts += [str(one) for one in names.get_values_for_type(x509.IPAddress)]
+    except UNREADABLE:
+        hosts = []
+    if host not in hosts and not any(name.startswith("*") for name in hosts):
+        return (
+            f"its certificate is for {', '.join(hosts)[:300] or 'no host'}, not for {host}: enrol at one of these, or "
+            f"have the operator make another (`quantfleet-server keys server --host {host}`)"
+        )
+    return "is this the address for enrolment, which has a port of its own?"
 
 
 def _certificate(data: bytes, what: str) -> x509.Certificate:

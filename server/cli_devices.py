@@ -3,22 +3,24 @@
 They work on the registry directly; servers notice within seconds.
 """
 
+# ruff: noqa: PLC0415  # `--help` must not wait for databases and cryptography
+
 import json
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quantization.enrolment_token import EnrolmentToken
 from server.cli_errors import exit_codes, printable
 from server.cli_options import AsJson, DefaultHome, Home, RegistryUrl, local_actor
-from server.home_folder import HomeFolder
-from server.identity_records import Device
-from server.identity_registry import IdentityRegistry
-from server.serve_settings import ServeSettings
+
+if TYPE_CHECKING:
+    from server.identity_records import Device
+    from server.identity_registry import IdentityRegistry
 
 app = typer.Typer(
     help="Let devices enrol, list them, and revoke them.",
@@ -43,6 +45,8 @@ def token(
     as_json: AsJson = False,
 ) -> None:
     """Print a token that one device can enrol with, once; it is shown here and kept nowhere."""
+    from server.home_folder import HomeFolder
+
     with exit_codes():
         fingerprint = HomeFolder(home).pki().authority().fingerprint
         with _registry(home, registry_url) as registry:
@@ -109,12 +113,15 @@ def supernode_key(name: Name, *, home: Home = DefaultHome, registry_url: Registr
     typer.echo(device.openssh_key())
 
 
-def _registry(home: Path, registry_url: str | None) -> IdentityRegistry:
+def _registry(home: Path, registry_url: str | None) -> "IdentityRegistry":
+    from server.identity_registry import IdentityRegistry
+    from server.serve_settings import ServeSettings
+
     settings = ServeSettings.read(home, None, registry_url=registry_url)
     return IdentityRegistry.open(settings.registry_place)
 
 
-def _line(device: Device, now_seconds: float) -> str:
+def _line(device: "Device", now_seconds: float) -> str:
     end = _date(device.not_after_seconds)
     return printable(f"{device.name}  {device.status(now_seconds)}  certificate {device.serial} until {end}")
 

@@ -1,10 +1,12 @@
 """The commands `quantfleet-server keys`: keys of signed metadata, and the certificates of server and operators."""
 
+# ruff: noqa: PLC0415  # `--help` must not wait for databases and cryptography
+
 import json
 import socket
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,12 +14,10 @@ from quantization.errors import ConfigurationError
 from quantization.principal import Principal, Role
 from server.cli_errors import exit_codes, printable
 from server.cli_options import AsJson, DefaultHome, Home, Offline, Passphrase, RegistryUrl, local_actor
-from server.home_folder import HomeFolder
-from server.identity_registry import IdentityRegistry
-from server.key_report import key_report
-from server.pem import serial_of
-from server.pki import PkiFolder
-from server.serve_settings import ServeSettings
+
+if TYPE_CHECKING:
+    from server.home_folder import HomeFolder
+    from server.pki import PkiFolder
 
 FIRST_OPERATOR = "admin"
 
@@ -52,7 +52,7 @@ def init(
     """Make what a server needs: signed metadata and its keys, an authority, a certificate, the operator "admin"."""
     with exit_codes():
         made = _initialise(
-            HomeFolder(home, offline),
+            _folder(home, offline),
             host or _own_hosts(),
             passphrase,
             root_keys=root_keys,
@@ -72,7 +72,9 @@ def rotate(
     keys: Annotated[int, typer.Option(help="New keys, all of which are needed.", min=1)] = 1,
 ) -> None:
     """Replace the keys of a role by new ones; what the old ones sign is worth nothing from then on."""
-    folder = HomeFolder(home, offline)
+    from server.key_report import key_report
+
+    folder = _folder(home, offline)
     with exit_codes():
         folder.metadata.rotate(
             role,
@@ -89,7 +91,7 @@ def rotate(
 @app.command()
 def refresh(*, home: Home = DefaultHome) -> None:
     """Renew what is due: snapshot and timestamp, certificates of the server and of operators; needs no offline key."""
-    folder, now = HomeFolder(home), time.time()
+    folder, now = _folder(home), time.time()
     with exit_codes():
         renewed = list(_pki(home).refresh(now_seconds=now))
         if folder.metadata.refresh(folder.online_keys(), now_seconds=now):
@@ -101,8 +103,10 @@ def refresh(*, home: Home = DefaultHome) -> None:
 @app.command()
 def show(*, home: Home = DefaultHome, as_json: AsJson = False) -> None:
     """Show keys and certificates, and when they end."""
+    from server.key_report import key_report
+
     with exit_codes():
-        lines = key_report(HomeFolder(home))
+        lines = key_report(_folder(home))
     if as_json:
         typer.echo(json.dumps([line.to_json() for line in lines]))
         return
@@ -143,17 +147,25 @@ def revoke(
 ) -> None:
     """Refuse an operator from now on, and remove its files here; servers notice within seconds."""
     with exit_codes():
-        number = _revoke_operator(HomeFolder(home), name, registry_url, serial, reason)
+        number = _revoke_operator(_folder(home), name, registry_url, serial, reason)
     typer.echo(f"operator {printable(name)} is refused: certificate {number}")
 
 
-def _pki(home: Path) -> PkiFolder:
+def _folder(home: Path, offline: Path | None = None) -> "HomeFolder":
+    from server.home_folder import HomeFolder
+
+    return HomeFolder(home, offline)
+
+
+def _pki(home: Path) -> "PkiFolder":
     """Return the authority's folder, which issues for as long as the home folder's settings say."""
-    return HomeFolder(home).pki(ServeSettings.read(home, None).certificates)
+    from server.serve_settings import ServeSettings
+
+    return _folder(home).pki(ServeSettings.read(home, None).certificates)
 
 
 def _initialise(
-    home: HomeFolder, hosts: list[str], passphrase: str | None, *, root_keys: int, targets_keys: int
+    home: "HomeFolder", hosts: list[str], passphrase: str | None, *, root_keys: int, targets_keys: int
 ) -> list[str]:
     """Make what is missing; return what was made."""
     now, pki, made = time.time(), _pki(home.path), []
@@ -181,8 +193,12 @@ def _initialise(
 
 
 def _revoke_operator(
-    home: HomeFolder, name: str, registry_url: str | None, serial: str | None, reason: str
+    home: "HomeFolder", name: str, registry_url: str | None, serial: str | None, reason: str
 ) -> str:
+    from server.identity_registry import IdentityRegistry
+    from server.pem import serial_of
+    from server.serve_settings import ServeSettings
+
     principal, pki = Principal(Role.OPERATOR, name), home.pki()
     if serial is None:
         certificate = pki.operator_certificate(name)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from server.settings import DEFAULT_HOME
+from server.default_home import DEFAULT_HOME
 
 Home = Annotated[
     Path,

@@ -12,10 +12,10 @@ from typing import Any, Self, TypeVar
 
 from quantization.errors import ConfigurationError
 from server.certificates import CertificateLifetimes
+from server.default_home import DEFAULT_HOME
 from server.enrolment_service import EnrolmentSettings
 from server.rollout import RolloutPlan
 from server.rollout_settings import RolloutRules
-from server.settings import DEFAULT_HOME
 from server.telemetry_settings import TelemetrySettings
 from server.update_settings import UpdateSettings
 

@@ -14,14 +14,12 @@ from typing import Any, Self
 from quantization.calibration_recipe import DEFAULT_RECIPE, CalibrationRecipe
 from quantization.errors import ConfigurationError
 from server.calibration_settings import recipe_from_run_config
+from server.default_home import DEFAULT_HOME
 from server.precision_settings import PrecisionSettings
 from strategies.rounds import RoundSettings
 
 ConfigValue = str | int | float | bool
 """What a Flower run configuration holds."""
-
-DEFAULT_HOME = "~/.local/state/quantfleet"
-"""Folder that a run keeps its state in unless it is told another."""
 
 
 @dataclass(frozen=True, slots=True)

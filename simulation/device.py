@@ -18,7 +18,8 @@ from quantization.artifact import Manifest
 from quantization.device_class import DeviceClass
 from quantization.errors import ConfigurationError
 from server.blob_store import BlobStore
-from server.settings import DEFAULT_HOME, ConfigValue
+from server.default_home import DEFAULT_HOME
+from server.settings import ConfigValue
 from simulation.fleet import Fleet, FleetSettings
 from simulation.scenario import Scenario
 from simulation.tasks import load_task

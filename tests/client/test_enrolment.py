@@ -122,6 +122,21 @@ def test_where_nobody_answers_it_can_be_tried_again(server: IdentifiedServer, tm
     assert enroll(tmp_path, server.enrolment_address, token).key_pem == key
 
 
+def test_a_host_that_the_certificate_does_not_name_is_told(server: IdentifiedServer, tmp_path: Path) -> None:
+    before = server.home.pki().server_pair()[1]
+    server.home.pki().issue_server(["fleet.example.org"], now_seconds=server.clock())
+    try:
+        with pytest.raises(UnreachableError, match=r"is for fleet\.example\.org, not for 127\.0\.0\.1"):
+            enroll(tmp_path, server.enrolment_address, server.token("a-18"))
+    finally:
+        (server.home.pki().path / "server.crt").write_bytes(before)
+
+
+def test_the_other_port_is_told_apart(server: IdentifiedServer, tmp_path: Path) -> None:
+    with pytest.raises(UnreachableError, match="a port of its own"):
+        enroll(tmp_path, server.address, server.token("a-19"))
+
+
 def test_refusals_of_the_server_are_told(server: IdentifiedServer, tmp_path: Path) -> None:
     with pytest.raises(ForbiddenError, match="for device 'a-8', not for 'b'"):
         enroll(tmp_path / "1", server.enrolment_address, server.token("a-8"), "b")

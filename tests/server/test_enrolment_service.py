@@ -1,6 +1,8 @@
 """Enrolment and renewal over a real connection, as a caller of the schema sees them."""
 
+import contextlib
 import ssl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,14 +16,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
+from hypothesis import given
+from hypothesis import strategies as st
 from identified_server import QUICK, IdentifiedServer, identified_server
 
 from protos.quantfleet.v1 import enrolment_pb2 as pb
 from protos.quantfleet.v1.enrolment_pb2_grpc import EnrolmentServiceStub, RenewalServiceStub
 from quantization.enrolment_token import EnrolmentToken
-from quantization.errors import ConfigurationError
-from server.enrolment_service import EnrolmentSettings, network
-from server.identity_registry import MIN_RENEWAL_SECONDS
+from quantization.errors import ConfigurationError, QuantFleetError
+from server.certificates import Authority
+from server.enrolment_service import EnrolmentService, EnrolmentSettings, network
+from server.identity_registry import MIN_RENEWAL_SECONDS, IdentityRegistry
 from server.pem import principal_of
 
 
@@ -162,6 +167,31 @@ def test_one_network_cannot_ask_too_often(tmp_path: Path) -> None:
             stub.Enrol(pb.EnrolRequest(secret="y" * 43))
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "grpc-retry-pushback-ms" in {key for key, _ in caught.value.trailing_metadata()}
+
+
+@given(
+    st.one_of(st.none(), st.text(max_size=60)),
+    st.text(max_size=150),
+    st.one_of(st.binary(max_size=400), st.just(request_for())),
+)
+def test_any_request_is_answered_or_refused(
+    fuzzed: EnrolmentService, guess: str | None, device: str, request: bytes
+) -> None:
+    known = fuzzed._registry.new_token(valid_seconds=60.0, actor="ana").secret
+    said = known if guess is None else guess
+    with contextlib.suppress(QuantFleetError):
+        asked = pb.EnrolRequest(secret=said, device=device, certificate_request=request)
+        assert fuzzed._enrol(pb.EnrolRequest.FromString(asked.SerializeToString()), "peer").device == device
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnrolmentService]:
+    url = f"sqlite:///{tmp_path_factory.mktemp('fuzzed') / 'registry.db'}"
+    authority = Authority.create(now_seconds=time.time())
+    with IdentityRegistry.open(url) as registry:
+        service = EnrolmentService(registry, authority, lambda: b"{}", address=":1", clock=time.time)
+        with service:
+            yield service
 
 
 @pytest.mark.parametrize(

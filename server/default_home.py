@@ -1,0 +1,3 @@
+"""Where a server keeps what unless told otherwise."""
+
+DEFAULT_HOME = "~/.local/state/quantfleet"
