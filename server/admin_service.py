@@ -30,32 +30,18 @@ from server.admin_proto import (
     rollout_to_proto,
     step_to_proto,
 )
-from server.keys import KeyFolder
 from server.peers import Context, Identify, OnRefusal, refusals
 from server.rollout import Event, Rollout, resuming_event
 from server.rollout_queries import RolloutQueries
 from server.rollout_registry import RolloutRegistry
 from server.rollout_settings import RolloutRules
-from server.signed_metadata import SignedMetadata
 from server.signed_publishing import PlannedChange, Publisher
+from server.stores import Signing
 from server.telemetry_registry import TelemetryRegistry
 
 MAX_ROLLOUTS = 100
 _MAX_REASON = 1000
 _ATTEMPTS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Signing:
-    """What a server that signs has.
-
-    Attributes:
-        metadata: The folder that devices get their files from.
-        online: Keys of snapshot and timestamp.
-    """
-
-    metadata: SignedMetadata
-    online: KeyFolder
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,36 +19,27 @@ from dataclasses import asdict, dataclass
 import grpc
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
-from sqlalchemy import Engine
 
 from protos.quantfleet.v1 import telemetry_pb2 as telemetry_pb
-from quantization.errors import ConfigurationError, NotFoundError
+from quantization.errors import ConfigurationError
 from server import fleet_metrics
-from server.admin_service import AdminParts, AdminService, Signing
-from server.blob_store import BlobStore
-from server.database import connect, migrate
+from server.admin_service import AdminParts, AdminService
 from server.delta_store import DeltaStore
 from server.enrolment_service import EnrolmentService, RenewalService
 from server.expiry_metrics import ExpiryMetrics
 from server.grpc_server import Service, is_loopback, serving
 from server.identity import Identity
 from server.identity_registry import IdentityRegistry
-from server.keys import KeyFolder
 from server.metrics_page import serving_metrics
 from server.pki import PkiFolder
 from server.refresher import Refresher
-from server.registry import Registry
 from server.reviewer import Reviewer
 from server.revocations import Revocations
-from server.rollout import RolloutPlan
 from server.rollout_queries import RolloutQueries
-from server.rollout_registry import RolloutRegistry
 from server.serve_settings import ServeSettings
 from server.server_credentials import enrolment_credentials, mutual_credentials
 from server.service_metrics import ReportOutcome, ServiceMetrics, refusal_reason
-from server.signed_metadata import SignedMetadata
-from server.signed_publishing import Publisher
-from server.telemetry_registry import TelemetryRegistry
+from server.stores import Stores, open_stores
 from server.telemetry_reports import Folded
 from server.telemetry_service import TelemetryService
 from server.update_metrics import UpdateMetrics
@@ -74,77 +65,6 @@ class Addresses:
     def to_json(self) -> dict[str, str]:
         """Return what is printed when the process is ready."""
         return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Stores:
-    """What a server's processes share.
-
-    Attributes:
-        engine: Of the registry's database.
-        registry: Models, classes and generations.
-        rollouts: Targets and rollouts.
-        telemetry: Counts and evidence.
-        blobs: Content.
-        signing: Signed metadata and the online keys; None where nothing is signed.
-        publisher: Plans and opens changes of targets.
-    """
-
-    engine: Engine
-    registry: Registry
-    rollouts: RolloutRegistry
-    telemetry: TelemetryRegistry
-    blobs: BlobStore
-    signing: Signing | None
-    publisher: Publisher
-
-
-def open_stores(settings: ServeSettings, clock: Callable[[], float] = time.time) -> Stores:
-    """Return the stores of a server; its database is made or migrated as needed.
-
-    Raises:
-        ConfigurationError: Something cannot be opened.
-        NotFoundError: Metadata must be signed, and there are no keys.
-    """
-    engine = connect(settings.registry_place)
-    migrate(engine)
-    registry, rollouts = Registry(engine, clock), RolloutRegistry(engine, clock)
-    blobs, signing = BlobStore(settings.blob_place), open_signing(settings)
-    publisher = Publisher(
-        registry,
-        rollouts,
-        blobs,
-        None if signing is None else signing.metadata,
-        plan=RolloutPlan(settings.plan.shares),
-        canaries=settings.plan.canaries,
-    )
-    telemetry = TelemetryRegistry(engine, settings.rollout)
-    return Stores(engine, registry, rollouts, telemetry, blobs, signing, publisher)
-
-
-def open_signing(settings: ServeSettings) -> Signing | None:
-    """Return signed metadata and online keys; None in an insecure server that has none.
-
-    Raises:
-        NotFoundError: There are none, and the server is not insecure.
-    """
-    metadata = SignedMetadata(settings.home / "metadata")
-    online = settings.home / "keys" / "online"
-    try:
-        metadata.read("root")
-    except NotFoundError as error:
-        if settings.is_insecure:
-            return None
-        raise NotFoundError(
-            f"{metadata.path} holds no signed metadata; make keys with `quantfleet-server keys init --home "
-            f"{settings.home}`, or try things out with --insecure"
-        ) from error
-    keys = KeyFolder(online) if online.is_dir() else None
-    if keys is None or not (keys.key_ids("snapshot") and keys.key_ids("timestamp")):
-        raise NotFoundError(
-            f"{online} has no keys of snapshot and timestamp; restore them, or rotate both roles"
-        )
-    return Signing(metadata, keys)
 
 
 async def serve(

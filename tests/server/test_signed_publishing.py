@@ -21,9 +21,10 @@ from quantization.errors import (
 from quantization.target_name import TargetName
 from server import signed_metadata
 from server.home_folder import HomeFolder
+from server.publishable import check_publishable
 from server.rollout import Event, Phase
-from server.serve import open_stores
-from server.signed_publishing import Published, check_publishable, publish, sign_change
+from server.signed_publishing import Published, publish, sign_change
+from server.stores import open_stores
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ from server.admin_client import AdminClient
 from server.candidate import store_artifact
 from server.entries import Lab, Model
 from server.home_folder import HomeFolder
-from server.serve import Addresses, Stores, open_stores, serve
+from server.serve import Addresses, serve
 from server.serve_settings import ServerTable, ServeSettings
+from server.stores import Stores, open_stores
 
 CLASS = "x86-vnni"
 ANYWHERE = ServerTable(
