@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantization.errors import ConfigurationError, QuantFleetError
+from quantization.errors import QuantFleetError, RoundFailedError
 from server.cli_errors import exit_codes
 from server.cli_options import AsJson, DefaultHome, Home, Offline, Passphrase, RegistryUrl, local_actor
 
 if TYPE_CHECKING:
     from server.tuner_settings import TunerSettings
-    from server.tuning_daemon import Tuner
+    from server.tuning_daemon import Looked, Tuner
     from server.tuning_places import Places
     from server.tuning_runs import TuningRun
     from server.tuning_situation import Facts
@@ -126,15 +126,23 @@ def _tune(
 
 def _look_on(tuner: "Tuner", settings: "TunerSettings", ended: threading.Event) -> None:
     """Look until a signal comes; what goes wrong is logged, and looked at again."""
-    import structlog
-
-    log = structlog.get_logger()
     while not ended.is_set():
-        try:
-            tuner.look()
-        except QuantFleetError as error:
-            log.error("look_failed", error=type(error).__name__, reason=str(error))  # noqa: TRY400  # one line
+        _look(tuner)
         ended.wait(settings.pace.look_seconds)
+
+
+def _look(tuner: "Tuner") -> "Looked | None":
+    """Return what a look found; None where the registry could not be used, which is logged and passes."""
+    import structlog
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        return tuner.look()
+    except (QuantFleetError, SQLAlchemyError) as error:
+        lines = str(getattr(error, "orig", None) or error).splitlines()
+        reason = lines[0][:500] if lines else ""
+        structlog.get_logger().error("look_failed", error=type(error).__name__, reason=reason)
+        return None
 
 
 def _run_once(
@@ -153,20 +161,26 @@ def _run_once(
     deadline, hold = time.monotonic() + seconds, ""
     while not ended.is_set():
         looked = tuner.look()
-        if looked.hold and looked.hold != hold and looked.run is None:
+        if looked.hold != hold and _is_worth_saying(looked):
             typer.echo(f"waiting: {looked.hold}", err=True)
-        hold = looked.hold
-        run = looked.run
+        hold, run = looked.hold, looked.run
         waits = any(one.number == request.number for one in facts.tuning.waiting_requests(tuner.model))
         if run is not None and not waits and _is_over(facts, tuner.model, run, settings):
+            if looked.is_ours:
+                tuner.publish_waiting()  # the run may have ended after this look's turn for that
             return result_of(facts, tuner.model, run)
         if time.monotonic() > deadline:
-            raise ConfigurationError(
+            raise RoundFailedError(
                 f"no generation within {seconds:g} s ({hold or 'a run is at work'}); the request stays, and the next "
                 "tuner goes on"
             )
         ended.wait(settings.pace.look_seconds)
     raise typer.Exit(_EXIT_FAILED)
+
+
+def _is_worth_saying(looked: "Looked") -> bool:
+    """Return whether somebody who waits should know why: nothing is at work."""
+    return bool(looked.hold) and (looked.run is None or not looked.run.is_open)
 
 
 def _is_over(facts: "Facts", model: str, run: "TuningRun", settings: "TunerSettings") -> bool:

@@ -129,8 +129,14 @@ class Tuner:
             self._look_after(open_run)
         if self._is_time("drift", pace.drift_seconds):
             watch_drift(self._facts, name, self._settings.drift)
-        self._publish_waiting()
+        self.publish_waiting()
         return self._start_due()
+
+    def publish_waiting(self) -> None:
+        """Publish what waits for it, class by class; while a rollout of a class is open, its next one waits."""
+        for one in situation(self._facts, self._settings.model).classes:
+            if not one.open_rollout:
+                self._publish_class(one.device_class)
 
     def close(self) -> None:
         """Give the lease back; a run at work goes on, and whoever comes next looks after it."""
@@ -188,11 +194,6 @@ class Tuner:
             return self._facts.tuning.move(run, event, run_id=run_id, detail=detail)
         except IllegalTransitionError:
             return None
-
-    def _publish_waiting(self) -> None:
-        for one in situation(self._facts, self._settings.model).classes:
-            if not one.open_rollout:
-                self._publish_class(one.device_class)
 
     def _publish_class(self, device_class: str) -> None:
         digest = self._facts.registry.model(self._settings.model).digest

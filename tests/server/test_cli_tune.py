@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from typer.testing import CliRunner
 
 from quantization.arrays import FloatArray
@@ -78,6 +79,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
     for number, handler in before.items():
         signal.signal(number, handler)
+    structlog.reset_defaults()  # the command's logs went to a stream of the test's
 
 
 def tune(home: Path, *arguments: str) -> Any:

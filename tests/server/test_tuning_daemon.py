@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from flwr.app import Context, RecordDict
+from structlog.testing import capture_logs
 
 import server.app
 from quantization.arrays import FloatArray
@@ -378,7 +379,7 @@ def test_what_is_rolled_back_is_recalled_and_neither_published_nor_built_on(
 
 
 def test_without_keys_a_generation_waits_and_says_what_to_type(
-    tuned: Tuned, make_fleet: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tuned: Tuned, make_fleet: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = tuned.facts.registry.published(tuned.digest, "arm")
     tuned.facts.rollouts.publish(tuned.digest, "arm", first.manifest_digest, reason="first", actor="ana")
@@ -388,9 +389,11 @@ def test_without_keys_a_generation_waits_and_says_what_to_type(
     waiting = waiting_generation(tuned.facts, tuned.digest, "arm")
     assert waiting is not None
     tuned.clock.seconds += 1000
-    for _ in range(2):
-        assert tuner.look().hold == "generation 1 of 'arm' waits to be signed and published"
-    assert capsys.readouterr().out.count(f"quantfleet-server publish {waiting.manifest_digest}") == 1
+    with capture_logs() as logs:
+        for _ in range(2):
+            assert tuner.look().hold == "generation 1 of 'arm' waits to be signed and published"
+    (said,) = (log for log in logs if log["event"] == "generation_waits")
+    assert said["command"] == f"quantfleet-server publish {waiting.manifest_digest}"
     tuned.publish_function()(waiting, "by hand")
     assert tuner.look().hold.startswith("rollout")
 
