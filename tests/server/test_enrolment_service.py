@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from identified_server import QUICK, IdentifiedServer, identified_server
 
@@ -169,6 +169,7 @@ def test_one_network_cannot_ask_too_often(tmp_path: Path) -> None:
         assert "grpc-retry-pushback-ms" in {key for key, _ in caught.value.trailing_metadata()}
 
 
+@settings(max_examples=30)
 @given(
     st.one_of(st.none(), st.text(max_size=60)),
     st.text(max_size=150),
