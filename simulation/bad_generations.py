@@ -93,7 +93,7 @@ def _slowed(compiled: CompiledGraph) -> CompiledGraph:
         node.output[:] = [f"{name}:fast" if name == output else name for name in node.output]
         node.input[:] = [f"{name}:fast" if name == output else name for name in node.input]
     shape = numpy_helper.from_array(np.array([_WIDTH, _WIDTH], np.int64), "slow:shape")
-    zero = numpy_helper.from_array(np.float32(0.0), "slow:zero")
+    zero = numpy_helper.from_array(np.array(0.0, np.float32), "slow:zero")
     graph.graph.initializer.extend([shape, zero])
     nodes = [
         helper.make_node("ReduceMax", [graph.graph.input[0].name], ["slow:max"], keepdims=0),

@@ -8,8 +8,8 @@ import contextlib
 import random
 import socket
 import struct
-from collections.abc import Awaitable, Callable
-from typing import Self
+from collections.abc import Callable, Coroutine
+from typing import Any, Self
 
 _PIECE_BYTES = 4096
 _SLOW_BYTES_PER_SECOND = 8192
@@ -17,7 +17,7 @@ _CUT_BYTES = (4 << 10, 64 << 10)
 _CORRUPT_PART = 0.1
 _LINGER_NONE = struct.pack("ii", 1, 0)
 
-_Pump = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+_Pump = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
 
 
 class BadNetwork:

@@ -110,8 +110,10 @@ class ChildProcesses:
         logs.mkdir(parents=True, exist_ok=True)
         self._logs = logs
         self._children: list[Child] = []
+        self._others: frozenset[int] = frozenset()
 
     def __enter__(self) -> Self:
+        self._others = frozenset(descendants(os.getpid()))
         _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         return self
 
@@ -190,12 +192,10 @@ class ChildProcesses:
             child.process.kill()
             self._forget(child)
         for _ in range(3):  # a process may have started another while it was killed
-            for pid in descendants(os.getpid()):
+            for pid in set(descendants(os.getpid())) - self._others:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
+                    os.waitpid(pid, 0)
 
     def finish(self, child: Child, seconds: float) -> str:
         """Return what a process said, once it has ended well; nobody else may listen to it.

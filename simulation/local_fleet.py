@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -264,8 +265,9 @@ class _Show:
         path = self._folder / f"{name}.npz"
         rows = fleet.task.field_x[fleet.rows[place]]
         arrays = {LAB: fleet.task.to_input(rows), FIELD: fleet.inputs(place), "labels": fleet.labels(place)}
+        filled: dict[str, Any] = {key: np.asarray(value) for key, value in arrays.items()}
         with path.open("wb") as file:
-            np.savez(file, **{key: np.asarray(value) for key, value in arrays.items()})
+            np.savez(file, **filled)
         return path
 
     def _publish(self, manifest_digest: str, reason: str) -> None:

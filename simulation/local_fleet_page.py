@@ -15,7 +15,7 @@ from simulation.local_fleet_terminal import (
     sentence,
 )
 from simulation.page_parts import Card, cards, document, header, plot, run_again, section, table, text
-from simulation.plot_style import AFTER, BEFORE, GRID, LAB, MUTED, WIDTH, plot_style
+from simulation.plot_style import AFTER, BEFORE, INK, LAB, MUTED, WIDTH, plot_style
 from simulation.report_folder import MARK, ReportFiles, write_files
 from simulation.summary import format_percent
 from simulation.svg import to_inline_svg, to_png
@@ -23,8 +23,6 @@ from simulation.svg import to_inline_svg, to_png
 PAGE, RESULT, PICTURE = "fleet.html", "fleet.json", "fleet.png"
 FILES: ReportFiles = {PAGE: MARK.encode(), RESULT: b'"canary_share"', PICTURE: MARK.encode()}
 """What `quantfleet-sim fleet` writes beside the logs."""
-
-_SHADES = (LAB, AFTER, BEFORE, AFTER, MUTED)
 
 
 def write_fleet_report(result: LocalFleetResult, command: str, folder: Path) -> Path:
@@ -75,7 +73,7 @@ def draw_fleet(result: LocalFleetResult) -> Figure:
     """Return accuracy over time, and below how many devices ran each version."""
     series = result.series
     with plot_style():
-        figure = Figure(figsize=(WIDTH, 5.4))
+        figure = Figure(figsize=(WIDTH, 5.6))
         top, below = figure.subplots(2, sharex=True, height_ratios=(3, 2))
         seen = [
             (at, value)
@@ -86,21 +84,44 @@ def draw_fleet(result: LocalFleetResult) -> Figure:
         top.set_ylim(0, 1.04)
         top.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
         top.set_ylabel("right answers")
-        for axes in (top, below):
-            for at, _ in _marked(result):
-                axes.axvline(at, color=GRID, linewidth=1.4, zorder=0)
         for at, words in _marked(result):
-            top.annotate(words, (at, 0.02), rotation=90, fontsize=8, color=MUTED, ha="right", va="bottom")
-        for place, (version, counts) in enumerate(sorted(series.devices.items())):
-            color = BEFORE if version == result.rollouts[-1].version else _SHADES[place % len(_SHADES)]
-            below.step(
-                series.seconds, counts, where="post", color=color, linewidth=2, label=f"version {version}"
+            for axes in (top, below):
+                axes.axvline(at, color=MUTED, linewidth=0.8, linestyle=":", zorder=0)
+            top.annotate(
+                words,
+                (at, 1.01),
+                xycoords=("data", "axes fraction"),
+                rotation=90,
+                fontsize=8,
+                color=MUTED,
+                ha="center",
+                va="bottom",
             )
-        below.set_ylim(0, result.agents * 1.08)
+        versions = sorted(series.devices.items())
+        below.stackplot(
+            series.seconds,
+            [counts for _, counts in versions],
+            labels=[f"version {version}" for version, _ in versions],
+            colors=[_color(version, result) for version, _ in versions],
+            step="post",
+            alpha=0.85,
+        )
+        if seen:
+            top.set_xlim(seen[0][0] - 2, series.seconds[-1])
+        below.set_yticks(range(0, result.agents + 1, max(1, result.agents // 4)))
+        below.set_ylim(0, result.agents)
         below.set_ylabel("devices")
         below.set_xlabel("seconds")
-        below.legend(loc="center left", ncols=2, fontsize=8)
+        below.legend(loc="lower left", ncols=len(versions), fontsize=8, labelcolor=INK)
     return figure
+
+
+def _color(version: int, result: LocalFleetResult) -> str:
+    """Return the colour of a version: what was there first, what was tuned, and what was bad."""
+    tuned, bad = result.rollouts[0].version, result.rollouts[-1].version
+    if version == bad:
+        return BEFORE
+    return AFTER if version >= tuned else LAB
 
 
 def _marked(result: LocalFleetResult) -> list[tuple[float, str]]:
@@ -113,12 +134,10 @@ def _marked(result: LocalFleetResult) -> list[tuple[float, str]]:
     marks = []
     for at, words in result.phases:
         for part, name in names:
-            if part in words:
-                phase = (
-                    words.partition(": ")[2].partition(" (")[0].partition(";")[0]
-                    if name.endswith(" ")
-                    else ""
-                )
+            if part not in words:
+                continue
+            phase = words.partition(": ")[2].partition(" (")[0].partition(";")[0] if name != "drift" else ""
+            if not phase.startswith("expanding"):
                 marks.append((at, f"{name}{phase}"))
     return marks
 

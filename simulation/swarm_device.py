@@ -19,7 +19,7 @@ from grpc import aio
 from protos.quantfleet.v1 import update_pb2 as pb
 from protos.quantfleet.v1.update_pb2_grpc import UpdateServiceStub
 from quantization.blob import content_digest, decode_blob_content
-from quantization.delta import Encoding, apply_delta
+from quantization.delta import apply_delta
 from quantization.errors import DigestMismatchError, MalformedError, QuantFleetError
 from quantization.manifest import Manifest
 
@@ -32,7 +32,7 @@ _OPTIONS = (
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.max_receive_message_length", 1 << 20),
 )
-_ENCODINGS = tuple(int(encoding) for encoding in Encoding)
+_ENCODINGS = (pb.BLOB_ENCODING_FULL, pb.BLOB_ENCODING_INT8_SUB_ZSTD, pb.BLOB_ENCODING_BSDIFF)
 _LEAST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.2, 5.0
 _STALL_SECONDS = 20.0
 

@@ -1,6 +1,7 @@
 """What goes wrong in a swarm."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -40,17 +41,18 @@ class SwarmFaults:
         Raises:
             ConfigurationError: If it says anything else.
         """
-        faults, known = cls(), {field.name.replace("_", "-"): field for field in fields(cls)}
+        found: dict[str, Any] = {}
+        known = {field.name.replace("_", "-"): field.name for field in fields(cls)}
         for part in filter(None, (part.strip() for part in text.split(","))):
             name, _, value = part.partition("=")
             if name not in known:
                 raise ConfigurationError(f"fault '{name}' is unknown; known are {', '.join(known)}")
             kind = int if name == "kill-server" else float
             try:
-                faults = replace(faults, **{known[name].name: kind(value)})
+                found[known[name]] = kind(value)
             except ValueError:
                 raise ConfigurationError(f"fault '{part}': {value!r} is no number") from None
-        return faults
+        return cls(**found)
 
     def kinds(self, devices: int, seed: int) -> list[str]:
         """Return what is wrong with the network of each device: "cut", "slow", "corrupt", or "" for nothing."""
