@@ -69,8 +69,8 @@ def train_on(
     seed = int(np.random.SeedSequence([request.settings.seed, request.round, node_id]).generate_state(1)[0])
     units = {layer.name: layer.bias_unit for layer in request.layers.layers}
     with _borrowed(request) as model:
-        rows = Rows(inputs, labels, model.reference_logits(inputs))
-        result = train_locally(model, request.state, rows, replace(request.settings, seed=seed), units)
+        settings = replace(request.settings, seed=seed)
+        result = train_locally(model, request.state, Rows(inputs, labels), settings, units)
     return measure_update(
         request.layers,
         request.state,

@@ -228,12 +228,26 @@ def _turn_sensors(row: FloatArray, angle: float, draws: _Draws) -> FloatArray:
     return np.asarray((turn @ row.reshape(2, 3, -1)).reshape(row.shape))
 
 
+def _shift(row: FloatArray, severity: float, draws: _Draws) -> FloatArray:
+    """Move an image (C, H, W) or a window (C, T) along its axes; what comes in over an edge repeats it."""
+    for axis in range(1, row.ndim):
+        length = row.shape[axis]
+        most = round(severity * length)
+        by = min(int(draws.uniform(1)[0] * (2 * most + 1)) - most, length)
+        row = np.take(row, np.clip(np.arange(length) - by, 0, length - 1), axis)
+    return row
+
+
 def _is_image(shape: Shape) -> bool:
     return len(shape) == 3
 
 
 def _is_image_or_sensors(shape: Shape) -> bool:
     return _is_image(shape) or (len(shape) == 2 and shape[0] in (_SENSOR_CHANNELS, None))
+
+
+def _has_places(shape: Shape) -> bool:
+    return len(shape) in (2, 3)
 
 
 def _is_any(shape: Shape) -> bool:
@@ -279,6 +293,14 @@ AUGMENTATION_KINDS: MappingProxyType[str, AugmentationKind] = MappingProxyType(
             180.0,
             _is_image_or_sensors,
             _rotation,
+        ),
+        "shift": AugmentationKind(
+            "shift=0.125",
+            "farthest, as part of each axis",
+            "images (C, H, W) or windows (C, T)",
+            0.5,
+            _has_places,
+            _shift,
         ),
         "noise": AugmentationKind(
             "noise=0.05",

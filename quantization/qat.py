@@ -23,6 +23,7 @@ from quantization.errors import ConfigurationError
 from quantization.qat_model import QatModel, one_thread
 from quantization.training_settings import TrainingSettings
 from quantization.training_state import TrainedState
+from quantization.training_views import draw_views
 
 __all__ = ["LocalResult", "QatModel", "Rows", "natural_moves", "row_losses", "train_locally"]
 
@@ -49,12 +50,10 @@ class Rows:
     Attributes:
         inputs: float32 (N, ...), finite.
         labels: Class of each row, int64 (N,), -1 where unknown; None without labels.
-        reference: Logits of the float model, (N, classes).
     """
 
     inputs: FloatArray
     labels: IntArray | None
-    reference: FloatArray
 
 
 def train_locally(
@@ -89,8 +88,8 @@ def train_locally(
         loss, best = run.measure(), dict(state)
         least = loss
         optimizer = torch.optim.Adam(_groups(model, settings, natural_units), betas=(0.9, 0.99), eps=1e-12)
-        for _ in range(settings.epochs):
-            run.epoch(optimizer)
+        for number in range(settings.epochs):
+            run.epoch(number, optimizer)
             if not keeps_best:
                 best = model.state()
             elif (now := run.measure()) < least:
@@ -99,46 +98,50 @@ def train_locally(
 
 
 class _LocalRun:
-    """One device's rows and the order they are taken in."""
+    """One device's rows, what is drawn of them, and the order they are taken in."""
 
     def __init__(self, model: QatModel, rows: Rows, settings: TrainingSettings) -> None:
         self.model, self.settings = model, settings
-        self.inputs = torch.from_numpy(np.ascontiguousarray(rows.inputs, np.float32))
-        self.reference = torch.from_numpy(np.ascontiguousarray(rows.reference, np.float32))
+        self.recorded = np.ascontiguousarray(rows.inputs, np.float32)
         labels = np.full(len(rows.inputs), -1, np.int64) if rows.labels is None else rows.labels
         self.labels = torch.from_numpy(np.ascontiguousarray(labels, np.int64))
-        self.prior = _log_prior(self.labels, self.reference.shape[-1])
         self.generator = torch.Generator().manual_seed(settings.seed)
-        self.measured = min(len(self.inputs), settings.measured_rows)
+        self.measured = min(len(self.recorded), settings.measured_rows)
+        spread = torch.linspace(0, len(self.recorded) - 1, max(1, self.measured)).long()
+        self.yardstick = self._batch(torch.from_numpy(self.recorded[spread.numpy()]), self.labels[spread])
+        self.prior = _log_prior(self.labels, self.yardstick[1].shape[-1])
 
-    def loss(self, picked: Tensor) -> Tensor:
+    def loss(self, inputs: Tensor, reference: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss of some rows."""
-        return row_losses(
-            self.model(self.inputs[picked]),
-            self.reference[picked],
-            self.labels[picked],
-            self.prior,
-            self.settings,
-        ).mean()
+        return row_losses(self.model(inputs), reference, labels, self.prior, self.settings).mean()
 
     def measure(self) -> float:
         """Return the loss on rows that are the same every time; 0 where none are measured."""
         if not self.measured:
             return 0.0
-        spread = torch.linspace(0, len(self.inputs) - 1, self.measured).long()
+        parts = zip(*(torch.split(tensor, 64) for tensor in self.yardstick), strict=True)
         with torch.no_grad():
-            total = sum(float(self.loss(part)) * len(part) for part in torch.split(spread, 64))
+            total = sum(float(self.loss(*part)) * len(part[0]) for part in parts)
         return total / self.measured
 
-    def epoch(self, optimizer: torch.optim.Optimizer) -> None:
+    def epoch(self, number: int, optimizer: torch.optim.Optimizer) -> None:
         """Take one step per batch, in an order of the seed's."""
-        order = torch.randperm(len(self.inputs), generator=self.generator)
-        for picked in torch.tensor_split(order, max(1, round(len(order) / self.settings.batch_size))):
+        settings = self.settings
+        seed = int(np.random.SeedSequence([settings.seed, number]).generate_state(1, np.uint64)[0] >> 2)
+        views = draw_views(self.recorded, settings.augmentations, settings.mixing, seed)
+        inputs, is_recorded = torch.from_numpy(views.inputs), torch.from_numpy(views.is_recorded)
+        labels = torch.where(is_recorded, self.labels, -1)
+        order = torch.randperm(len(inputs), generator=self.generator)
+        for picked in torch.tensor_split(order, max(1, round(len(order) / settings.batch_size))):
             optimizer.zero_grad()
-            self.loss(picked).backward()  # type: ignore[no-untyped-call]
+            loss = self.loss(*self._batch(inputs[picked], labels[picked]))
+            loss.backward()  # type: ignore[no-untyped-call]
             with natural_moves(self.model):
                 optimizer.step()
             self.model.keep_on_grid()
+
+    def _batch(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return inputs, self.model.reference(inputs), labels
 
 
 @contextmanager

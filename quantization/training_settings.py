@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, fields, replace
 
+from quantization.augmentation import parse_augmentations
 from quantization.errors import ConfigurationError
 
 SLOWEST = 0.1
@@ -26,7 +27,9 @@ class TrainingSettings:
         label_weight: Of the cross entropy with labels beside the distillation; 0 ignores labels.
         distillation_weight: Of the distillation where a row has a label; rows without weigh 1.
         measured_rows: Inputs, at most, that the loss is measured on before training.
-        seed: Of the order of inputs.
+        augmentations: Of inputs, as typed; see `quantization.training_views`. Those that do not fit are left out.
+        mixing: Most that one input takes of another, 0 to 1; 0 mixes none.
+        seed: Of the order of inputs, and of what is made of them.
     """
 
     epochs: int = 1
@@ -38,6 +41,8 @@ class TrainingSettings:
     label_weight: float = 0.5
     distillation_weight: float = 1.0
     measured_rows: int = 32
+    augmentations: tuple[str, ...] = ()
+    mixing: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -48,6 +53,9 @@ class TrainingSettings:
             )
         if not 0 <= self.measured_rows <= 1 << 16:
             raise ConfigurationError(f"the loss cannot be measured on {self.measured_rows} rows")
+        if not 0 <= self.mixing <= 1:
+            raise ConfigurationError(f"inputs cannot be mixed by {self.mixing}; give 0 to 1")
+        parse_augmentations(self.augmentations)
         for name in (f.name for f in fields(self) if f.type in (float, "float")):
             value = float(getattr(self, name))
             if not (math.isfinite(value) and 0 <= value <= 1e6) or (name == "temperature" and value < 1e-3):

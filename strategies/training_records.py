@@ -36,6 +36,7 @@ CAN_TRAIN = "train"
 MAX_MODEL_BYTES = 256 << 20
 MAX_LAYERS = 1 << 14
 MAX_ELEMENTS = 1 << 28
+MAX_AUGMENTATIONS = 16
 
 _SETTINGS = "settings"
 _MODEL = "model"
@@ -55,6 +56,7 @@ _STEPS = "steps"
 _BIASES = "biases"
 _ROUND = "round"
 _MAX_WEIGHT = "max_weight"
+_AUGMENTATIONS = "augmentations"
 _WEIGHT = "weight"
 _SUMS = "sums"
 _MEASURED = "measured"
@@ -70,7 +72,8 @@ def encode_train_request(request: TrainRequest) -> RecordDict:
         _LAYERS: [layer.name for layer in layers],
         _SITES: list(request.activations),
     }
-    settings |= asdict(request.settings) | {_ROUND: request.round, _MAX_WEIGHT: request.max_weight}
+    settings |= asdict(request.settings) | {_AUGMENTATIONS: list(request.settings.augmentations)}
+    settings |= {_ROUND: request.round, _MAX_WEIGHT: request.max_weight}
     return RecordDict(
         {
             _SETTINGS: ConfigRecord(settings),  # type: ignore[arg-type]  # texts and numbers
@@ -205,10 +208,13 @@ def _read_activations(names: tuple[str, ...], arrays: Mapping[str, Array]) -> di
 
 def _read_settings(settings: Mapping[str, object]) -> TrainingSettings:
     found: dict[str, int | float] = {}
+    augmentations = read_texts(settings, _AUGMENTATIONS, MAX_AUGMENTATIONS, 64)
     for item in fields(TrainingSettings):
+        if item.name == _AUGMENTATIONS:
+            continue
         kinds = (int, float) if item.type in (float, "float") else (int,)
         value = settings.get(item.name)
         if isinstance(value, bool) or not isinstance(value, kinds):
             raise MalformedError(f"{item.name} must be a number, not {str(value)[:40]!r}")
         found[item.name] = value
-    return TrainingSettings(**found)  # type: ignore[arg-type]
+    return TrainingSettings(augmentations=augmentations, **found)  # type: ignore[arg-type]

@@ -66,6 +66,25 @@ def test_flip_mirrors_left_and_right() -> None:
     np.testing.assert_array_equal(augmented(named("flip"), x, 0), x[..., ::-1])
 
 
+def test_shift_moves_an_image_and_repeats_its_edges() -> None:
+    image = np.arange(64, dtype=np.float32).reshape(1, 1, 8, 8)
+    seen = set()
+    for seed in range(300):
+        moved = augmented(named("shift=0.25"), image, seed)[0, 0]
+        down, right = (int(n) for n in np.unravel_index(int(np.abs(moved - 27).argmin()), (8, 8)))
+        down, right = down - 3, right - 3  # 27 lies at (3, 3), too far in to leave
+        places = [np.clip(np.arange(8) - by, 0, 7) for by in (down, right)]
+        np.testing.assert_array_equal(moved, image[0, 0][np.ix_(*places)])
+        seen.add((down, right))
+    assert seen == {(down, right) for down in range(-2, 3) for right in range(-2, 3)}
+
+
+def test_shift_moves_a_window_along_time_alone() -> None:
+    window = np.arange(60, dtype=np.float32).reshape(1, 6, 10)
+    moved = augmented(named("shift=0.5"), window, 1)[0]
+    assert (np.diff(moved, axis=0) == 10).all()
+
+
 def test_brightness_shifts_each_input_by_one_number_within_its_spread() -> None:
     x = rows(IMAGE, 400)
     shifts = (augmented(named("brightness=0.5"), x, 0) - x).reshape(400, -1)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -5,13 +6,14 @@ import pytest
 import torch
 from models import ALL_MODELS, ModelBuilder, digits_cnn, example_inputs, mlp, observed_policy, run
 
+from quantization.affine import params_from_range
 from quantization.compile import compile_inference, site_params
 from quantization.errors import ConfigurationError, UnsupportedModelError
 from quantization.graph import GraphPlan, analyze, canonicalize
 from quantization.layer_codes import LayerCodes
 from quantization.policy import Policy
 from quantization.qat import QatModel, Rows, natural_moves, row_losses, train_locally
-from quantization.qat_model import LearnedStep
+from quantization.qat_model import LearnedStep, RoundedActivation
 from quantization.training_model import finish_state, start_state
 from quantization.training_settings import TrainingSettings
 from quantization.training_state import LayerState, TrainingGrid
@@ -35,14 +37,13 @@ class _Start:
         self.qat = QatModel(self.content, self.plan, self.grids, self.activations)
         self.codes = _nearest(self.qat)
         self.state = start_state(self.content, self.plan, self.policy, self.codes, self.grids)
-        self.reference = self.qat.reference_logits(self.inputs)
         self.units = {
             layer.name: float(self.activations[layer.output_site].scale) if layer.output_site else 1.0
             for layer in self.plan.layers
         }
 
     def rows(self, labels: np.ndarray | None = None) -> Rows:
-        return Rows(self.inputs, labels, self.reference)
+        return Rows(self.inputs, labels)
 
 
 def _nearest(model: QatModel) -> dict[str, LayerCodes]:
@@ -119,13 +120,47 @@ def test_best_state_is_never_worse_than_the_start() -> None:
     assert states_equal(result.state, start.state)
 
 
+def test_views_are_trained_towards_the_float_models_answers_to_them() -> None:
+    start = _Start(digits_cnn(), 2)
+    settings = TrainingSettings(epochs=6, batch_size=8, augmentations=("flip", "shift=0.125"), mixing=0.5)
+    trained = train_locally(start.qat, start.state, start.rows(), settings, start.units).state
+    unseen = np.ascontiguousarray(start.inputs[..., ::-1])  # as half of the views were
+    measure = TrainingSettings(epochs=0, measured_rows=64)
+    before, after = (
+        train_locally(start.qat, state, Rows(unseen, None), measure, start.units).loss
+        for state in (start.state, trained)
+    )
+    assert after < 0.8 * before
+
+
+def test_loss_can_be_left_unmeasured() -> None:
+    start = _Start(mlp(), 3)
+    result = train_locally(
+        start.qat, start.state, start.rows(), TrainingSettings(measured_rows=0), start.units
+    )
+    assert (result.loss, result.measured) == (0.0, 0)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 2.0), (0.0, 6.0)])
+def test_activations_are_rounded_as_torch_does(low: float, high: float) -> None:
+    params = params_from_range(low, high)
+    scale, zero_point = float(params.scale), int(params.zero_point)
+    values = torch.linspace(2 * low - 1, 2 * high, 5000).requires_grad_()
+    expected = torch.fake_quantize_per_tensor_affine(values, scale, zero_point, 0, 255)
+    actual = RoundedActivation.apply(values, scale, -zero_point, 255 - zero_point)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
+    (wanted,) = torch.autograd.grad(expected.sum(), values)
+    (found,) = torch.autograd.grad(actual.sum(), values)
+    assert (found == wanted).all()
+
+
 def test_training_is_deterministic() -> None:
     start = _Start(digits_cnn(), 3)
     labels = np.arange(64) % 3 - 1
-    settings = TrainingSettings(epochs=1, seed=5)
+    settings = TrainingSettings(epochs=1, augmentations=("noise=0.1",), mixing=0.5, seed=5)
     a, b, c = (
         train_locally(start.qat, start.state, start.rows(labels), chosen, start.units).state
-        for chosen in (settings, settings, TrainingSettings(epochs=1, seed=6))
+        for chosen in (settings, settings, replace(settings, seed=6))
     )
     assert states_equal(a, b)
     assert not states_equal(a, c)
@@ -187,7 +222,7 @@ def test_device_without_rows_cannot_train() -> None:
         train_locally(
             start.qat,
             start.state,
-            Rows(start.inputs[:0], None, start.reference[:0]),
+            Rows(start.inputs[:0], None),
             TrainingSettings(),
             start.units,
         )

@@ -24,8 +24,11 @@ def test_rates_become_slower_until_a_tenth_is_left() -> None:
         {"bias_rate": -0.1},
         {"temperature": 0.0},
         {"label_weight": float("inf")},
+        {"mixing": 1.5},
+        {"mixing": float("nan")},
+        {"augmentations": ("fly",)},
     ],
 )
-def test_settings_that_cannot_be_trained_with_are_refused(changes: dict[str, float]) -> None:
+def test_settings_that_cannot_be_trained_with_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ConfigurationError):
         TrainingSettings(**changes)  # type: ignore[arg-type]

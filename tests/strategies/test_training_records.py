@@ -37,7 +37,9 @@ def _request() -> TrainRequest:
         for layer in LAYOUT.layers
     }
     activations = {"x": params_from_range(-1.0, 2.0), "y": params_from_range(0.0, 6.0)}
-    settings = TrainingSettings(epochs=2, weight_rate=0.25, seed=7)
+    settings = TrainingSettings(
+        epochs=2, weight_rate=0.25, augmentations=("flip", "shift=0.125"), mixing=0.5, seed=7
+    )
     return TrainRequest(b"model", LAYOUT, state, activations, settings, 3, 500)
 
 
