@@ -9,7 +9,9 @@ The rules:
 """
 
 import asyncio
+import re
 import time
+import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from grpc import aio
 
 from protos.quantfleet.v1 import admin_pb2 as pb
 from quantization.blob import check_digest
+from quantization.blob_ref import check_name
 from quantization.errors import IllegalTransitionError, MalformedError, NotFoundError
 from server.admin_proto import (
     evidence_to_proto,
@@ -41,6 +44,7 @@ from server.telemetry_registry import TelemetryRegistry
 
 MAX_ROLLOUTS = 100
 _MAX_REASON = 1000
+_ROLLOUT_ID = re.compile(r"[0-9a-f]{1,64}")
 _ATTEMPTS = 3
 
 
@@ -157,7 +161,7 @@ class AdminService:
 
     def _list(self, request: pb.ListRolloutsRequest, _operator: str) -> pb.ListRolloutsResponse:
         rollouts = self._parts.queries.rollouts(
-            device_class=request.device_class,
+            device_class=request.device_class and check_name(request.device_class, "device class"),
             is_open_only=request.is_open_only,
             limit=min(request.limit or MAX_ROLLOUTS, MAX_ROLLOUTS),
         )
@@ -274,12 +278,14 @@ class AdminService:
 def _named(rollout_id: str) -> str:
     if not rollout_id:
         raise MalformedError("a rollout is asked for by its name, and the name is empty")
-    if len(rollout_id) > 64:
-        raise NotFoundError(f"there is no rollout '{rollout_id[:64]}...'")
+    if not _ROLLOUT_ID.fullmatch(rollout_id):
+        raise NotFoundError(f"there is no rollout {rollout_id[:80]!r}: names are hex digits")
     return rollout_id
 
 
 def _checked_reason(reason: str) -> str:
     if len(reason) > _MAX_REASON:
         raise MalformedError(f"a reason of {len(reason)} characters; at most {_MAX_REASON} are kept")
+    if any(unicodedata.category(character) == "Cc" and character not in "\n\t" for character in reason):
+        raise MalformedError("a reason must not have control characters")
     return reason

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 from grpc import aio
-from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.exc import DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from quantization.errors import (
@@ -35,7 +35,7 @@ PUSHBACK_KEY = "grpc-retry-pushback-ms"
 """Trailing metadata that says how long to wait, in milliseconds."""
 
 _MAX_NAME_LENGTH = 256
-_DATABASE_AWAY = (DBAPIError, DisconnectionError, PoolTimeoutError)
+_DATABASE_AWAY = (OperationalError, InterfaceError, DisconnectionError, PoolTimeoutError)
 _AWAY_RETRY_SECONDS = 2.0
 
 Context = aio.ServicerContext[Any, Any]

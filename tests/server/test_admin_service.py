@@ -7,6 +7,8 @@ from typing import Any
 
 import grpc
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from shop import CLASS, Shop, make_shop, operator, served, told
 from waiting import eventually
 
@@ -127,8 +129,10 @@ def test_publishing_twice_opens_one_rollout(shop: Shop, admin: AdminClient) -> N
 
 def test_what_is_not_there_is_said(shop: Shop, admin: AdminClient) -> None:
     for call in (admin.rollout, admin.pause, admin.promote, admin.resume):
-        with pytest.raises(NotFoundError, match="nobody"):
+        with pytest.raises(NotFoundError, match="no rollout"):
             call("nobody")
+        with pytest.raises(NotFoundError, match="no rollout 'abc'"):
+            call("abc")
         with pytest.raises(MalformedError, match="empty"):
             call("")
         with pytest.raises(NotFoundError):
@@ -140,6 +144,10 @@ def test_what_is_not_there_is_said(shop: Shop, admin: AdminClient) -> None:
     rollout = opened(shop, admin)
     with pytest.raises(MalformedError, match="at most 1000"):
         admin.pause(rollout.rollout_id, "x" * 1001)
+    with pytest.raises(MalformedError, match="control characters"):
+        admin.pause(rollout.rollout_id, "\0")
+    with pytest.raises(MalformedError):
+        admin.rollouts(device_class="\0")
 
 
 def test_evidence_comes_from_devices(shop: Shop, address: str, admin: AdminClient) -> None:
@@ -272,3 +280,35 @@ def test_a_server_that_is_not_there_is_said_with_the_remedy() -> None:
         AdminClient.open("192.0.2.1:9443", None)
     with pytest.raises(ConfigurationError, match="host:port"):
         AdminClient.open("nowhere", None)
+
+
+METHODS = [method.name for method in pb.DESCRIPTOR.services_by_name["AdminService"].methods]
+REFUSALS = {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.FAILED_PRECONDITION,
+}
+
+
+def requests() -> st.SearchStrategy[bytes]:
+    """Return bytes that are often messages: fields of numbers 1 to 6 with texts and numbers."""
+    texts = st.tuples(st.integers(1, 6), st.binary(max_size=40)).map(
+        lambda one: bytes([one[0] << 3 | 2, len(one[1])]) + one[1]
+    )
+    numbers = st.tuples(st.integers(1, 6), st.integers(0, 127)).map(lambda one: bytes([one[0] << 3, one[1]]))
+    return st.one_of(st.binary(max_size=60), st.lists(st.one_of(texts, numbers), max_size=5).map(b"".join))
+
+
+def test_no_request_does_more_than_be_refused(shop: Shop, address: str) -> None:
+    with grpc.insecure_channel(address) as channel:
+        calls = {name: channel.unary_unary(f"/quantfleet.v1.AdminService/{name}") for name in METHODS}
+
+        @settings(max_examples=150, deadline=None)
+        @given(st.sampled_from(METHODS), requests())
+        def ask(name: str, data: bytes) -> None:
+            error = calls[name].future(data, timeout=30).exception()
+            is_refused = error is None or error.code() in REFUSALS
+            assert is_refused or "DecodeError" in error.details()  # gRPC's answer to what is no message
+
+        ask()
+    assert shop.stores.rollouts.rollouts() == ()
