@@ -123,6 +123,8 @@ class Updater:
             UpdateRejectedError: If the artifact is for other devices, or needs more disk than there is.
         """
         slots = self._state.slots()
+        if slots.phase is Phase.TESTING:  # what came of a test could not be written down: it is staged anew
+            slots = self._state.advance(Event.CANDIDATE_LOST)
         self._repair(slots)
         model_digest = self.runtime.manifest.model_digest if self.runtime else self._settings.model_digest
         offer = self._transport.check(self._settings.device_class, model_digest, slots.serving)

@@ -541,3 +541,36 @@ def test_a_process_that_is_killed_at_any_write_of_an_upgrade_loses_nothing(tmp_p
         assert done.returncode == -signal.SIGKILL, done.stderr
         operation += 1
     assert operation > 30
+
+
+class ForgetfulDisk(Disk):
+    """Cannot write the slots from some time on, for a while."""
+
+    failures = 0
+
+    def rename(self, path: Path, target: Path) -> None:
+        if target.name == "slots" and self.failures:
+            text = path.read_text()
+            if '"trial"' in text or '"confirmed"' in text:
+                self.failures -= 1
+                raise OSError(28, "No space left on device")
+        super().rename(path, target)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_test_whose_end_cannot_be_written_is_done_again(tmp_path: Path, is_first: bool) -> None:
+    disk = ForgetfulDisk()
+    with Bench(tmp_path, disk=disk) as bench:
+        if not is_first:
+            bench.publish(OLD, 1)
+            bench.updater.update()
+        target = bench.publish(NEW, 2)
+        disk.failures = MAX_ATTEMPTS + 2
+        for _ in range(MAX_ATTEMPTS + 2):
+            with pytest.raises(ConfigurationError, match="No space left"):
+                bench.updater.update()
+            assert is_first or bench.serves() == 0
+        outcome = bench.updater.update().outcome
+        assert outcome is (Outcome.INSTALLED if is_first else Outcome.ON_TRIAL)
+        assert bench.state.slots().serving == target
+        assert bench.serves() == 1

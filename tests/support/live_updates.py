@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -113,7 +114,7 @@ class LiveUpdates:
             self._shelf.blobs,
             DeltaStore(self._shelf.blobs, self._folder / "deltas"),
             UpdateMetrics(CollectorRegistry()),
-            settings=QUICK,
+            settings=replace(QUICK, calls_burst=1_000_000),
             **self._keywords,
         )
         services = [Service(one.NAME, one.register) for one in (service, self._reports)]
