@@ -19,9 +19,9 @@ import structlog
 
 from quantization.errors import IllegalTransitionError, NotFoundError, QuantFleetError, UnreachableError
 from server.flower_runs import Outcome, RunSight
-from server.generation import Generation
 from server.settings import ConfigValue, ServerSettings
 from server.tuner_settings import TunerSettings
+from server.tuning_registry import GenerationOutline
 from server.tuning_runs import RunEvent, RunState, TuningRun
 from server.tuning_situation import Facts, situation, waiting_generation, watch_drift
 from server.tuning_triggers import Hold, Start, decide
@@ -32,7 +32,7 @@ _MOST_SILENCE_SECONDS = 60.0
 _PUBLISH_AGAIN_SECONDS = 60.0
 _HELLOS = 5
 
-PublishFunction = Callable[[Generation, str], None]
+PublishFunction = Callable[[GenerationOutline, str], None]
 """Signs a generation's content and opens its rollout; the text says why. Raises QuantFleetError if it cannot."""
 
 

@@ -16,7 +16,6 @@ from sqlalchemy.exc import ArgumentError
 from quantization.errors import ConfigurationError
 from server.blob_store import BlobStore
 from server.flower_runs import FlowerRuns, SuperLink
-from server.generation import Generation
 from server.home_folder import HomeFolder
 from server.keys import KeyFolder
 from server.registry import Registry
@@ -28,7 +27,7 @@ from server.signed_metadata import SignedMetadata
 from server.signed_publishing import Publisher, publish
 from server.tuner_settings import TunerSettings
 from server.tuning_daemon import PublishFunction, Runs, Tuner
-from server.tuning_registry import TuningRegistry
+from server.tuning_registry import GenerationOutline, TuningRegistry
 from server.tuning_situation import Facts
 
 ACTOR = "tuner"
@@ -132,7 +131,7 @@ def _publish_function(facts: Facts, places: Places) -> PublishFunction | None:
         canaries=server.plan.canaries,
     )
 
-    def run(generation: Generation, reason: str) -> None:
+    def run(generation: GenerationOutline, reason: str) -> None:
         digest = generation.manifest_digest
         publish(publisher, digest, metadata, offline, online, actor=ACTOR, reason=reason, clock=time.time)
 

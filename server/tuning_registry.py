@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Self
 from uuid import uuid4
 
@@ -25,11 +25,27 @@ from quantization.errors import IllegalTransitionError, NotFoundError
 from server.class_totals import ClassTotals, read_totals
 from server.database import connect, migrate
 from server.field_drift import FieldDrift, Tally, Track
-from server.generation import Step
+from server.generation import FINAL_STEPS, Step
 from server.registry import Clock
 from server.tables import AuditRow, GenerationRow, ModelRow
 from server.tuning_runs import Cause, RunEvent, RunState, TuningRequest, TuningRun, next_state
 from server.tuning_tables import DriftRow, RoundRow, TunerLeaseRow, TuningRequestRow, TuningRunRow
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationOutline:
+    """What the tuner looks at of a generation; fields as in `server.generation.Generation`."""
+
+    number: int
+    step: Step
+    manifest_digest: str
+    reason: str
+    finished_at_seconds: float | None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a run goes on with it."""
+        return self.step not in FINAL_STEPS
 
 
 class TuningRegistry:
@@ -209,6 +225,20 @@ class TuningRegistry:
             for device_class, number, step in session.execute(query):
                 newest[device_class] = [number, step]
         return json.dumps(newest, sort_keys=True)
+
+    def outlines(self, model_digest: str, device_class: str) -> tuple[GenerationOutline, ...]:
+        """Return all generations of a model on a class, by number, without what makes their rows large."""
+        row = GenerationRow
+        query = (
+            select(row.number, row.step, row.manifest_digest, row.reason, row.finished_at_seconds)
+            .where(row.model_digest == model_digest, row.device_class == device_class)
+            .order_by(row.number)
+        )
+        with self._reading() as session:
+            return tuple(
+                GenerationOutline(number, Step(step), manifest, reason, finished)
+                for number, step, manifest, reason, finished in session.execute(query)
+            )
 
     def rounds(self, model_name: str, name: str, *, most: int = 1) -> tuple[tuple[int, int], ...]:
         """Return how many devices the newest rounds of that name asked and heard from, newest first."""

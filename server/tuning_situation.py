@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from quantization.errors import NotFoundError
 from server.field_drift import DriftRules, observe
-from server.generation import Generation, Step
+from server.generation import Step
 from server.registry import Registry
 from server.rollout_registry import RolloutRegistry
 from server.target_versions import ServedTarget
-from server.tuning_registry import TuningRegistry
+from server.tuning_registry import GenerationOutline, TuningRegistry
 from server.tuning_triggers import ClassSituation, TuningSituation
 
 
@@ -40,21 +40,24 @@ def situation(facts: Facts, model_name: str) -> TuningSituation:
     return TuningSituation(last, has_progressed, asked, _classes(facts, model_name))
 
 
-def waiting_generation(facts: Facts, model_digest: str, device_class: str) -> Generation | None:
+def waiting_generation(facts: Facts, model_digest: str, device_class: str) -> GenerationOutline | None:
     """Return the newest published generation of a class, if it is newer than what devices are served.
 
     One whose content was a target before, in whatever rollout, does not wait for anything.
     """
-    generations = facts.registry.generations(model_digest, device_class)
-    published = [g for g in generations if g.step is Step.PUBLISHED and g.number > 0]
+    outlines = facts.tuning.outlines(model_digest, device_class)
+    published = [outline for outline in outlines if outline.step is Step.PUBLISHED and outline.number > 0]
     if not published:
         return None
-    newest = published[-1]
     targets = facts.rollouts.targets(model_digest, device_class)
-    if any(target.manifest_digest == newest.manifest_digest for target in targets):
+    contents = {target.manifest_digest for target in targets}
+    newest = published[-1]
+    if newest.manifest_digest in contents:
         return None
-    served = facts.registry.published(model_digest, device_class)
-    return newest if newest.number > served.number or not targets else None
+    served = _served(facts, model_digest, device_class)
+    current = "" if served is None else _common(served)[1]
+    number = max((outline.number for outline in outlines if outline.manifest_digest == current), default=-1)
+    return newest if newest.number > number else None
 
 
 def watch_drift(facts: Facts, model_name: str, rules: DriftRules) -> None:
@@ -79,7 +82,7 @@ def _class(facts: Facts, model_digest: str, device_class: str) -> ClassSituation
     drift = facts.tuning.drift(model_digest, device_class)
     served = _served(facts, model_digest, device_class)
     rollout = None if served is None else served.rollout
-    fruitless, closed_seconds = _harvest(facts.registry.generations(model_digest, device_class))
+    fruitless, closed_seconds = _harvest(facts.tuning.outlines(model_digest, device_class))
     waiting = None if served is None else waiting_generation(facts, model_digest, device_class)
     return ClassSituation(
         device_class=device_class,
@@ -116,7 +119,7 @@ def _common(served: ServedTarget) -> tuple[int, str]:
     return served.versions[0].version, served.versions[0].manifest_digest
 
 
-def _harvest(generations: tuple[Generation, ...]) -> tuple[int, float]:
+def _harvest(generations: tuple[GenerationOutline, ...]) -> tuple[int, float]:
     """Return how many generations were closed since the last good one, and when the last one was."""
     fruitless, closed_seconds = 0, 0.0
     for generation in generations:

@@ -180,7 +180,7 @@ def test_a_generation_is_signed_before_it_is_published(
         prepared = prepare_model(
             tiny_model, lab_inputs, name="tiny", device_classes=[ARM], registry=facts.registry, blobs=blobs
         )
-        first = facts.registry.published(prepared.model.digest, "arm")
+        (first,) = facts.tuning.outlines(prepared.model.digest, "arm")
         settings = TunerSettings(model="tiny")
         with opened_tuner(facts, where, SuperLink(address="127.0.0.1:1"), settings) as tuner:
             assert tuner._publish is not None

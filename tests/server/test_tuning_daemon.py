@@ -16,7 +16,7 @@ from quantization.errors import ConfigurationError, IllegalTransitionError, NotF
 from server.blob_store import BlobStore
 from server.field_drift import DriftRules
 from server.flower_runs import Outcome, RunSight
-from server.generation import Generation, Step
+from server.generation import Step
 from server.lab import PreparedModel, prepare_model
 from server.registry import Registry
 from server.rollout import Event, Phase
@@ -27,7 +27,7 @@ from server.telemetry_counts import TelemetryCounts
 from server.telemetry_registry import DeviceReport, DeviceReports, TelemetryRegistry
 from server.tuner_settings import Pace, TunerSettings
 from server.tuning_daemon import PublishFunction, Tuner
-from server.tuning_registry import TuningRegistry
+from server.tuning_registry import GenerationOutline, TuningRegistry
 from server.tuning_runs import Cause, RunEvent, RunState
 from server.tuning_situation import Facts, waiting_generation
 from server.tuning_triggers import TriggerRules
@@ -113,7 +113,7 @@ class Tuned:
     def publish_function(self) -> PublishFunction:
         publisher = Publisher(self.facts.registry, self.facts.rollouts, self.blobs, None)
 
-        def run(generation: Generation, reason: str) -> None:
+        def run(generation: GenerationOutline, reason: str) -> None:
             publish(publisher, generation.manifest_digest, None, None, None, actor="tuner", reason=reason)
 
         return run
