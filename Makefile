@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TASK ?= digits
 DRIFT ?= contrast=0.3
+FLEET ?=
 export OMP_NUM_THREADS ?= 1
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
@@ -26,6 +27,15 @@ $(STAMP): pyproject.toml
 
 demo: venv ## Show a fleet of digit readers a world of little contrast, tune it back through Flower, write out/demo/report.html.
 	$(BIN)/quantfleet-sim run --task $(TASK) --drift $(DRIFT) --check-pooled --out out/demo
+
+.PHONY: fleet
+fleet: venv ## Show a whole fleet on this machine: server, agents, SuperNodes, Prometheus; a tuned generation and a bad one.
+	@command -v prometheus >/dev/null || { \
+	  echo "Installing prometheus (it scrapes the fleet)..."; \
+	  SUDO=; [ "$$(id -u)" = 0 ] || SUDO="sudo -n"; \
+	  { $$SUDO apt-get update -qq && $$SUDO env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus >/dev/null; } \
+	  || echo "prometheus could not be installed; the fleet goes without" >&2; }
+	$(BIN)/quantfleet-sim fleet --out out/fleet $$(command -v prometheus >/dev/null || echo --no-prometheus) $(FLEET)
 
 test: unit slow ## Run every test.
 

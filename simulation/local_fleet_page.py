@@ -84,7 +84,10 @@ def draw_fleet(result: LocalFleetResult) -> Figure:
         top.set_ylim(0, 1.04)
         top.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
         top.set_ylabel("right answers")
+        first, last = (seen[0][0] - 2, series.seconds[-1]) if seen else (0.0, 1.0)
         for at, words in _marked(result):
+            if not first <= at <= last:
+                continue
             for axes in (top, below):
                 axes.axvline(at, color=MUTED, linewidth=0.8, linestyle=":", zorder=0)
             top.annotate(
@@ -106,8 +109,7 @@ def draw_fleet(result: LocalFleetResult) -> Figure:
             step="post",
             alpha=0.85,
         )
-        if seen:
-            top.set_xlim(seen[0][0] - 2, series.seconds[-1])
+        top.set_xlim(first, last)
         below.set_yticks(range(0, result.agents + 1, max(1, result.agents // 4)))
         below.set_ylim(0, result.agents)
         below.set_ylabel("devices")
