@@ -27,8 +27,8 @@ from simulation.child_processes import interrupted_by_sigterm
 from simulation.tuning_stage import Artifact, Part, StageSettings, TuningStage
 
 GENERATION_SECONDS = 1800.0
-PAUSE_SECONDS = (3.0, 40.0)
-"""Shortest and longest time between two kills: a generation takes about a minute, its longest step a third of that."""
+PAUSE_PARTS = (0.05, 0.5)
+"""Shortest and longest time between two kills, in parts of an undisturbed generation's: its longest step takes a third."""
 
 WEIGHTS = {Part.SERVERAPP: 3, Part.SUPERLINK: 2, Part.SUPERLINK_TREE: 2, Part.TUNER: 2, Part.SERVER: 1}
 
@@ -43,14 +43,14 @@ def undisturbed(folder: Path, settings: StageSettings) -> tuple[Artifact, float]
 
 
 def disturbed(
-    folder: Path, settings: StageSettings, rng: random.Random, most_kills: int
+    folder: Path, settings: StageSettings, rng: random.Random, most_kills: int, calm_seconds: float
 ) -> tuple[Artifact, Counter[str], int]:
     """Return what a generation publishes, how often what was killed meanwhile, and how many runs it took."""
     killed: Counter[str] = Counter()
     with TuningStage(folder, settings) as stage:
         stage.ask()
         while killed.total() < most_kills and stage.is_working():
-            stage.pause(rng.uniform(*PAUSE_SECONDS))
+            stage.pause(calm_seconds * rng.uniform(*PAUSE_PARTS))
             (part,) = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))
             if stage.is_working() and stage.kill(part):
                 killed[part] += 1
@@ -86,7 +86,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
     while killed.total() < arguments.kills:
         generations += 1
         rest = arguments.kills - killed.total()
-        found, more, count = disturbed(folder / f"stage-{generations}", settings, rng, rest)
+        found, more, count = disturbed(folder / f"stage-{generations}", settings, rng, rest, calm_seconds)
         killed, runs = killed + more, runs + count
         differing += differences(found, expected)
     return {
