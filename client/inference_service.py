@@ -14,7 +14,15 @@ from client.events import event_log
 from client.settings import LocalSettings
 from client.slots import Target
 from client.tensors import tensor_from_proto, tensor_to_proto
-from client.unix_socket import make_private, private_files, remove_socket, remove_stale, socket_address
+from client.unix_socket import (
+    GROUP_MODE,
+    OWNER_MODE,
+    allow,
+    private_files,
+    remove_socket,
+    remove_stale,
+    socket_address,
+)
 from client.update_result import Result
 from protos.quantfleet.v1 import inference_pb2 as pb
 from protos.quantfleet.v1.inference_pb2_grpc import (
@@ -100,7 +108,7 @@ class InferenceServer:
             raise ConfigurationError(
                 f"socket {self.path} cannot be made; give a path in a folder that can be written with --socket"
             ) from error
-        make_private(self.path)
+        allow(self.path, GROUP_MODE if settings.group_access else OWNER_MODE)
         self._server.start()
         _events.info("socket_opened", path=str(self.path))
 

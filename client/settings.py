@@ -59,12 +59,15 @@ class LocalSettings:
         waiting: Calls that may wait for a worker; others are refused.
         max_request_bytes: Largest batch of inputs.
         remembered_samples: Answers that a label may come for.
+        group_access: Whether the socket is open to the group that owns it (mode 660), not to its owner alone (600).
+            Who can open it can also turn the device back.
     """
 
     workers: int = 4
     waiting: int = 64
     max_request_bytes: int = 16 << 20
     remembered_samples: int = 4096
+    group_access: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no service can do."""

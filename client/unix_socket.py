@@ -1,4 +1,4 @@
-"""A Unix socket that the owner of a device alone can open, and that a crash does not block.
+"""A Unix socket that the owner of a device alone can open, or its group too, and that a crash does not block.
 
 1. A socket that somebody listens on is not taken over.
 2. What is no socket is never removed.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from quantization.errors import ConfigurationError
 
-MODE = 0o600
+OWNER_MODE, GROUP_MODE = 0o600, 0o660
 _MOST_BYTES = 107 if sys.platform.startswith("linux") else 103  # what `sun_path` holds, without its end
 _umask_lock = threading.Lock()
 
@@ -76,21 +76,25 @@ def remove_stale(path: Path) -> None:
 def private_files() -> Iterator[None]:
     """Let what the block creates belong to its owner alone; it holds for the whole process, so keep it short."""
     with _umask_lock:
-        before = os.umask(0o777 & ~MODE)
+        before = os.umask(0o777 & ~OWNER_MODE)
         try:
             yield
         finally:
             os.umask(before)
 
 
-def make_private(path: Path) -> None:
-    """Let the owner alone open a socket.
+def allow(path: Path, mode: int) -> None:
+    """Let the owner open a socket, or the group too.
+
+    Args:
+        path: Of the socket.
+        mode: `OWNER_MODE` or `GROUP_MODE`.
 
     Raises:
         ConfigurationError: If that cannot be done.
     """
     try:
-        path.chmod(MODE)
+        path.chmod(mode)
     except OSError as error:
         raise ConfigurationError(f"socket {path} cannot be protected ({error.strerror})") from error
 

@@ -64,6 +64,7 @@ workers = 2
 waiting = 3
 max_request_bytes = 4096
 remembered_samples = 5
+group_access = true
 """
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from artifacts import example
@@ -36,6 +37,41 @@ DEVICE_MODULES = (
     *(f"quantization.{name}" for name in CORE_MODULES),
     *(f"client.{name}" for name in CLIENT_MODULES),
 )
+
+AGENT_MODULES = tuple(
+    f"client.{name}"
+    for name in (
+        "agent", "api", "background", "benching", "connection", "device_status", "events", "grpc_transport",
+        "inference_service", "input_keeper", "install_attempts", "judging", "link", "local", "metered", "owned_device",
+        "process_memory", "recent_samples", "renewal", "reporting", "running", "settings", "shadow", "showing",
+        "telemetry", "tensors", "unix_socket", "update_worker",
+    )
+)  # fmt: skip
+
+LAZY = ("cryptography", "flwr", "rich", "securesystemslib", "tuf", "typer")
+"""What an agent imports only when it is needed: for signatures and certificates, and by the command."""
+
+AGENT_SCRIPT = """
+import importlib, json, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in blocked:
+            raise ModuleNotFoundError(f"{name} is not on a device", name=name)
+
+blocked, modules, folder = json.loads(sys.argv[1])
+sys.meta_path.insert(0, Absent())
+for module in modules:
+    importlib.import_module(module)
+
+import numpy as np
+from client.api import Device, RemoteModel
+
+with Device.open(folder, is_offline=True, device_class="x86-vnni", socket=folder + "/s") as device:
+    with RemoteModel(folder + "/s") as model:
+        assert model.infer(np.ones((9, 3, 12, 12), np.float32)).version == 1
+print(json.dumps(sorted(name for name in sys.modules if "." not in name)))
+"""
 
 SCRIPT = """
 import importlib, json, sys
@@ -70,17 +106,20 @@ print(json.dumps(sorted(name for name in sys.modules if "." not in name)))
 """
 
 
-def run_as_device(python: str, state: Path, cwd: Path) -> set[str]:
+def run_as_device(python: str, state: Path, cwd: Path, script: str = SCRIPT) -> set[str]:
     """Load, infer, swap and observe in a process of its own; return the modules that it imported."""
     with StateFolder(state) as folder:
         artifact = example().artifact()
         for digest, stored in artifact.blobs.items():
             folder.store_blob(digest, stored)
-        folder.write_manifest(artifact.manifest)
-    argument = json.dumps([SERVER_ONLY, DEVICE_MODULES, str(state)])
+        folder.write_manifest(artifact.manifest, 1)
+    blocked, modules = (
+        (SERVER_ONLY, DEVICE_MODULES) if script is SCRIPT else (SERVER_ONLY + LAZY, AGENT_MODULES)
+    )
+    argument = json.dumps([blocked, modules, str(state)])
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     done = subprocess.run(
-        [python, "-c", SCRIPT, argument],
+        [python, "-c", script, argument],
         cwd=cwd,
         env=environment,
         capture_output=True,
@@ -95,6 +134,13 @@ def test_a_device_works_without_the_servers_libraries(tmp_path: Path) -> None:
     imported = run_as_device(sys.executable, tmp_path / "state", ROOT)
     assert not imported & {*SERVER_ONLY, "flwr", "grpc"}
     assert imported >= {"numpy", "onnxruntime", "quantization", "client"}
+
+
+def test_an_agent_that_goes_without_certificates_needs_no_library_for_them() -> None:
+    with TemporaryDirectory(dir="/tmp") as short:  # a socket's path is short
+        imported = run_as_device(sys.executable, Path(short) / "state", ROOT, AGENT_SCRIPT)
+    assert not imported & {*SERVER_ONLY, *LAZY}
+    assert imported >= {"numpy", "onnxruntime", "grpc", "client"}
 
 
 @pytest.mark.slow

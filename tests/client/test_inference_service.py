@@ -215,6 +215,11 @@ def test_the_owner_alone_may_open_the_socket(agent: Agent, folder: Path) -> None
         os.umask(before)
 
 
+def test_the_group_may_open_the_socket_where_the_owner_says_so(agent: Agent, folder: Path) -> None:
+    with InferenceServer(agent, folder / "s", LocalSettings(group_access=True)):
+        assert stat.S_IMODE((folder / "s").stat().st_mode) == 0o660
+
+
 def test_a_socket_that_a_crash_left_is_replaced(agent: Agent, folder: Path) -> None:
     code = f"import socket, os, signal; s = socket.socket(socket.AF_UNIX); s.bind({str(folder / 's')!r}); s.listen(); "
     code += "os.kill(os.getpid(), signal.SIGKILL)"

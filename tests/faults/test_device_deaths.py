@@ -137,7 +137,9 @@ def test_no_death_at_a_write_of_a_first_installation_needs_a_hand(
         shutil.rmtree(folder, ignore_errors=True)
 
     seen = 0
-    for _ in deaths(prepare, lambda disk: signed.upgrade(folder, disk)):
+    for kind, _ in deaths(prepare, lambda disk: signed.upgrade(folder, disk)):
+        if kind is Kind.POWER_CUT:  # the upgrade's test has them
+            break
         seen += 1
         signed.upgrade(folder, Disk())
         assert serves(folder) == 1
