@@ -33,10 +33,15 @@ class Disk:
             os.fchmod(descriptor, 0o600)
             file.write(data)
 
-    def append(self, path: Path, data: bytes) -> None:
+    def append(self, path: Path, data: bytes | memoryview) -> None:
         """Write behind the end of a file, which is created if need be."""
-        with path.open("ab") as file:
-            file.write(data)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            left = memoryview(data)
+            while left:
+                left = left[os.write(descriptor, left) :]
+        finally:
+            os.close(descriptor)
 
     def sync(self, path: Path) -> None:
         """Make the content of a file, or the names in a folder, survive a power cut."""

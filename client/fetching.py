@@ -59,8 +59,8 @@ def fetch_blobs(
                 first, size = _next(pieces), sizes_bytes[want.digest]
                 payload = _checked(first, want.digest, size)
                 partial.begin(payload, first.offset_bytes)
-                received = _receive(first, pieces, payload, partial)
-                came += len(received) - first.offset_bytes
+                came += _receive(first, pieces, payload, partial)
+                received = partial.view(want.digest)
                 if payload.encoding is Encoding.FULL:
                     check = functools.partial(check_full, payload, received, size, is_exact=are_exact)
                     checking.check(
@@ -106,17 +106,16 @@ def _fetch_bundle(
     if not is_bundled(parts):
         return 0
     want = replace(partial.want(digest), base_manifest=base)
-    pieces = transport.fetch([want], ())
-    received = bytearray()
+    came, pieces = 0, transport.fetch([want], ())
     try:
         first = _next(pieces)
         payload = _checked(first, digest, most_bundle_bytes(parts))
         if payload.encoding is not Encoding.BUNDLE or payload.base_digest != base:
             return 0  # a service that knows no bundles sends the manifest
         partial.begin(payload, first.offset_bytes)
-        received = _receive(first, pieces, payload, partial)
+        came = _receive(first, pieces, payload, partial)
         read_base = functools.cache(functools.partial(_content_of, state))
-        for part, content in read_bundle(bytes(received), parts, read_base):
+        for part, content in read_bundle(partial.view(digest), parts, read_base):
             if not state.has_blob(part):
                 state.blobs.keep_verified(part, encode_blob(content, is_codes=True, level=_STORED_LEVEL))
         partial.remove(digest)
@@ -124,7 +123,7 @@ def _fetch_bundle(
         partial.remove(digest)
     finally:
         _close(pieces)
-    return len(received)
+    return came
 
 
 def _content_of(state: StateFolder, digest: str) -> bytes:
@@ -146,14 +145,14 @@ def _keep_full(digest: str, state: StateFolder, partial: PartialBlobs, error: Ba
 
 
 def _keep_difference(
-    payload: Payload, received: bytearray, size_bytes: int | None, state: StateFolder, partial: PartialBlobs
+    payload: Payload, received: memoryview, size_bytes: int | None, state: StateFolder, partial: PartialBlobs
 ) -> None:
     """Keep the blob that a difference makes, once it is verified."""
     digest, base_digest = payload.digest, payload.base_digest
     try:
         base = _content_of(state, base_digest)
         with damage_told(payload, received):
-            content = apply_delta(bytes(received), base, digest, size_bytes)
+            content = apply_delta(received, base, digest, size_bytes)
     except (MalformedError, DigestMismatchError, NotFoundError):
         partial.remove(digest)
         raise
@@ -185,22 +184,21 @@ def _checked(piece: Piece, digest: str, size_bytes: int) -> Payload:
     return payload
 
 
-def _receive(piece: Piece, pieces: Iterator[Piece], payload: Payload, partial: PartialBlobs) -> bytearray:
-    """Keep one answer, from its first piece to its end; return the payload, what was kept before included."""
+def _receive(piece: Piece, pieces: Iterator[Piece], payload: Payload, partial: PartialBlobs) -> int:
+    """Keep one answer, from its first piece to its end; return how many bytes came."""
     digest, total = payload.digest, payload.total_bytes
-    received = bytearray(partial.read(digest) if piece.offset_bytes else b"")
+    start = end = piece.offset_bytes
     while True:
-        if piece.offset_bytes != len(received) or len(received) + len(piece.data) > total:
-            raise MalformedError(
-                f"data for blob {digest[:12]}... that does not fit behind byte {len(received)}"
-            )
+        size = len(piece.data)
+        if piece.offset_bytes != end or end + size > total:
+            raise MalformedError(f"data for blob {digest[:12]}... that does not fit behind byte {end}")
         partial.append(digest, piece.data)
-        received += piece.data
-        if len(received) == total:
-            return received
+        end += size
+        if end == total:
+            return end - start
         piece = _next(pieces)
-        if piece.payload is not None or not piece.data:
-            raise MalformedError(f"blob {digest[:12]}... ends at byte {len(received)} of {total}")
+        if piece.payload is not None or not len(piece.data):
+            raise MalformedError(f"blob {digest[:12]}... ends at byte {end} of {total}")
 
 
 def _next(pieces: Iterator[Piece]) -> Piece:

@@ -19,6 +19,7 @@ MAX_HELD = 4096
 """Most digests that a service reads in an opening."""
 
 _PROGRESS_BYTES = 4 << 10
+_OFFSET_TAG, _DATA_TAG = b"\x10", b"\x1a"  # of fields 2 and 3 of `BlobChunk`
 _KNOWN = frozenset(int(encoding) for encoding in Encoding)
 
 CheckSize = Callable[[str, int], None]
@@ -99,13 +100,45 @@ def blob_pieces(call: Any, stall_seconds: float, check_size: CheckSize | None) -
         call.cancel()
 
 
-def _piece(data: bytes) -> Piece:
+def _piece(message: bytes) -> Piece:
+    """Return what a `BlobChunk` says, within what a chunk can be."""
+    piece = _plain_piece(message) or _parsed_piece(message)
+    if len(piece.data) > CHUNK_BYTES:
+        raise MalformedError(f"a chunk of {len(piece.data)} bytes; at most {CHUNK_BYTES} are read")
+    return piece
+
+
+def _plain_piece(message: bytes) -> Piece | None:
+    """Return a chunk as nearly all are: its offset, then its data and nothing behind; None for any other.
+
+    protobuf copies the data, twice; here nothing does.
+    """
+    if message[:1] != _OFFSET_TAG:
+        return None
+    offset, place = _varint(message, 1)
+    if message[place : place + 1] != _DATA_TAG:
+        return None
+    size, place = _varint(message, place + 1)
+    return Piece(None, offset, memoryview(message)[place:]) if place + size == len(message) else None
+
+
+def _varint(message: bytes, place: int) -> tuple[int, int]:
+    """Return a number of at most 63 bits and the place behind it; a place behind the message where it has more."""
+    number = 0
+    for shift in range(0, 63, 7):
+        byte = message[place] if place < len(message) else 0x80
+        place += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, place
+    return number, len(message) + 1
+
+
+def _parsed_piece(message: bytes) -> Piece:
     try:
-        chunk = pb.BlobChunk.FromString(data)
+        chunk = pb.BlobChunk.FromString(message)
     except DecodeError as error:
         raise MalformedError(f"an answer is not a BlobChunk: {error}") from error
-    if len(chunk.data) > CHUNK_BYTES:
-        raise MalformedError(f"a chunk of {len(chunk.data)} bytes; at most {CHUNK_BYTES} are read")
     payload = _payload(chunk.payload) if chunk.HasField("payload") else None
     return Piece(payload, chunk.offset_bytes, chunk.data)
 

@@ -12,6 +12,7 @@ digest of the base, zeros if there is none; 44: digest of the payload.
 3. There is no part without its head: the head is written when nothing of the part is there.
 """
 
+import mmap
 import struct
 from collections.abc import Collection
 from pathlib import Path
@@ -72,7 +73,7 @@ class PartialBlobs:
         except OSError as error:
             raise unwritable(path, error) from error
 
-    def append(self, digest: str, data: bytes) -> None:
+    def append(self, digest: str, data: bytes | memoryview) -> None:
         """Keep the next bytes.
 
         Raises:
@@ -84,12 +85,10 @@ class PartialBlobs:
         except OSError as error:
             raise unwritable(path, error) from error
 
-    def read(self, digest: str) -> bytes:
-        """Return what came, as it is on the disk; empty if nothing did."""
-        try:
-            return self.file(digest).read_bytes()
-        except FileNotFoundError:
-            return b""
+    def view(self, digest: str) -> memoryview:
+        """Return what came, at least a byte, as it is on the disk: no copy is made of it."""
+        with self.file(digest).open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
     def remove(self, digest: str) -> None:
         """Forget a part."""

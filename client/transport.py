@@ -88,7 +88,7 @@ class Piece:
 
     payload: Payload | None
     offset_bytes: int
-    data: bytes
+    data: bytes | memoryview
 
 
 class Transport(Protocol):

@@ -66,7 +66,7 @@ def verifier() -> Iterator[Verifier]:
             made.finish()
 
 
-def check_full(payload: Payload, stored: bytearray, size_bytes: int, *, is_exact: bool) -> None:
+def check_full(payload: Payload, stored: memoryview, size_bytes: int, *, is_exact: bool) -> None:
     """Refuse stored bytes that are not the blob, of which nothing is decoded that is larger than it may be.
 
     Raises:
@@ -83,7 +83,7 @@ def check_full(payload: Payload, stored: bytearray, size_bytes: int, *, is_exact
 
 
 @contextmanager
-def damage_told(payload: Payload, received: bytearray) -> Iterator[None]:
+def damage_told(payload: Payload, received: memoryview) -> Iterator[None]:
     """Tell what was damaged on its way from what was never right: bytes that make no sense have another digest.
 
     The digest of the payload is looked at only then. What makes sense is judged by the digest of its content.

@@ -11,7 +11,8 @@ from typing import Self
 class Watchdog:
     """Calls a function, once, if what is waited for takes too long; use it as a context manager.
 
-    It costs one thread while it is used, and one lock for every wait.
+    It costs one thread while it is used. It bites when the time is over, or up to as much later: that a wait ended in
+    time is said without a lock, because a stream has thousands of them in a second.
 
     Attributes:
         has_bitten: Whether it did.
@@ -27,7 +28,7 @@ class Watchdog:
         self._bite = bite
         self._changed = threading.Condition()
         self._deadline = math.inf
-        self._wakes_at = math.inf
+        self._limit = self._sleeps = math.inf
         self._is_open = True
         self._thread = threading.Thread(target=self._run, name="quantfleet-watchdog", daemon=True)
 
@@ -45,15 +46,16 @@ class Watchdog:
 
     def arm(self, seconds: float) -> None:
         """Bite if `disarm` does not come within so many seconds from now; 0 or infinity for never."""
-        with self._changed:
-            self._deadline = time.monotonic() + seconds if seconds > 0 else math.inf
-            if self._deadline < self._wakes_at:
+        limit = seconds if seconds > 0 else math.inf
+        self._deadline = time.monotonic() + limit
+        self._limit = limit
+        if limit < self._sleeps:  # the thread sleeps for longer than that
+            with self._changed:
                 self._changed.notify()
 
     def disarm(self) -> None:
         """Bite no more until it is armed again."""
-        with self._changed:
-            self._deadline = math.inf
+        self._deadline = math.inf
 
     def _run(self) -> None:
         with self._changed:
@@ -62,7 +64,8 @@ class Watchdog:
                 if left <= 0:
                     self.has_bitten = True
                     break
-                self._wakes_at = self._deadline
-                self._changed.wait(None if math.isinf(left) else left)
+                self._sleeps = min(left, self._limit)
+                if self._limit >= self._sleeps:  # else it was armed meanwhile, for less
+                    self._changed.wait(None if math.isinf(self._sleeps) else self._sleeps)
         if self.has_bitten:
             self._bite()

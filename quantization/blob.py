@@ -41,7 +41,7 @@ class Codec(IntEnum):
     PACKED_ZSTD = 3
 
 
-def content_digest(content: bytes | bytearray | memoryview) -> str:
+def content_digest(content: bytes | memoryview) -> str:
     """Return the name of a blob with this decoded content: its SHA-256 as 64 hex digits."""
     return hashlib.sha256(content).hexdigest()
 
@@ -94,7 +94,7 @@ def _bodies(content: bytes, bit_width: int, level: int, *, is_codes: bool) -> li
     return bodies
 
 
-def content_size_bytes(stored: bytes | bytearray) -> int:
+def content_size_bytes(stored: bytes | memoryview) -> int:
     """Return the size of the decoded content that the header declares, at most 256 MiB.
 
     Raises:
@@ -119,7 +119,7 @@ def decode_blob_content(stored: bytes, digest: str, size_bytes: int | None = Non
     return content if isinstance(content, bytes) else bytes(content)
 
 
-def check_blob_content(stored: bytes | bytearray, digest: str, size_bytes: int | None = None) -> None:
+def check_blob_content(stored: bytes | memoryview, digest: str, size_bytes: int | None = None) -> None:
     """Verify what `decode_blob_content` would return; content that is stored as it is is not copied.
 
     Raises:
@@ -129,7 +129,7 @@ def check_blob_content(stored: bytes | bytearray, digest: str, size_bytes: int |
     _verified(stored, digest, size_bytes)
 
 
-def _verified(stored: bytes | bytearray, digest: str, size_bytes: int | None) -> bytes | memoryview:
+def _verified(stored: bytes | memoryview, digest: str, size_bytes: int | None) -> bytes | memoryview:
     """Return the content, a view of what is stored where that is the same, once it has the digest."""
     check_digest(digest)
     codec, bit_width, size = _read_header(stored)
@@ -165,7 +165,7 @@ def check_stored(stored: bytes, digest: str, place: str) -> None:
         raise DigestMismatchError(f"blob {digest} in {place} is damaged: {error}") from error
 
 
-def _read_header(stored: bytes | bytearray) -> tuple[Codec, int, int]:
+def _read_header(stored: bytes | memoryview) -> tuple[Codec, int, int]:
     """Return codec, bit-width and decoded size."""
     if len(stored) < HEADER_BYTES:
         raise MalformedError(f"{len(stored)} bytes are no blob; its header alone has {HEADER_BYTES}")

@@ -149,7 +149,7 @@ def make_bundle(
 
 
 def read_bundle(
-    payload: bytes, parts: Sequence[Part], read_content: Callable[[str], bytes]
+    payload: bytes | memoryview, parts: Sequence[Part], read_content: Callable[[str], bytes]
 ) -> Iterator[tuple[str, bytes]]:
     """Yield the digest and the content of each part, once its SHA-256 is found to be right.
 
@@ -214,7 +214,7 @@ class _Streams:
     planes: list[memoryview]
 
     @classmethod
-    def read(cls, payload: bytes, parts: Sequence[Part]) -> "_Streams":
+    def read(cls, payload: bytes | memoryview, parts: Sequence[Part]) -> "_Streams":
         """Return the streams, each of the size that follows from what is before it."""
         if len(payload) < _HEADER.size:
             raise MalformedError(f"{len(payload)} bytes are no bundle; its header alone has {_HEADER.size}")

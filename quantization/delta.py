@@ -86,7 +86,9 @@ def choose_delta(deltas: Collection[Delta], accepted: Collection[Encoding]) -> D
     return min(usable, key=lambda delta: (len(delta.payload), delta.encoding), default=None)
 
 
-def apply_delta(payload: bytes, base: bytes, digest: str, size_bytes: int | None = None) -> bytes:
+def apply_delta(
+    payload: bytes | memoryview, base: bytes, digest: str, size_bytes: int | None = None
+) -> bytes:
     """Return the content that a difference makes of `base`, once its SHA-256 is found to be `digest`.
 
     Args:
@@ -117,7 +119,7 @@ def apply_delta(payload: bytes, base: bytes, digest: str, size_bytes: int | None
     return content
 
 
-def _read_header(payload: bytes) -> tuple[Encoding, int, int]:
+def _read_header(payload: bytes | memoryview) -> tuple[Encoding, int, int]:
     """Return encoding, layout and size of the content."""
     if len(payload) < HEADER_BYTES:
         raise MalformedError(f"{len(payload)} bytes are no difference; its header alone has {HEADER_BYTES}")
