@@ -14,7 +14,7 @@ from typing import Any
 from quantization.errors import ConfigurationError
 from simulation.child_processes import Child, ChildProcesses, free_port
 from simulation.progress import ProgressFunction
-from simulation.swarm_device import SwarmTarget
+from simulation.swarm_counts import SwarmTarget
 from simulation.swarm_faults import SwarmFaults
 from simulation.swarm_home import DEVICE_CLASS, SwarmHome
 from simulation.swarm_result import ServerUse, Spread, SwarmResult, VersionResult
@@ -172,7 +172,7 @@ class _Swarm:
 
     def totals(self) -> dict[str, int]:
         """Return the sums of the devices' counts by name, without errors."""
-        names = ("received_bytes", "refetched_bytes", "refetched_blobs", "verified_blobs")
+        names = ("received_bytes", "refetched_bytes", "refetched_payloads", "verified_blobs")
         return {name: sum(counts.get(name, 0) for counts in self._counts) for name in names}
 
     def bring(self, number: int) -> VersionResult:

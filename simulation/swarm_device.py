@@ -11,7 +11,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import Any
 
 from grpc import aio
@@ -19,9 +19,11 @@ from grpc import aio
 from protos.quantfleet.v1 import update_pb2 as pb
 from protos.quantfleet.v1.update_pb2_grpc import UpdateServiceStub
 from quantization.blob import content_digest, decode_blob_content
+from quantization.bundle import parts_between, read_bundle
 from quantization.delta import apply_delta
 from quantization.errors import DigestMismatchError, MalformedError, QuantFleetError
 from quantization.manifest import Manifest
+from simulation.swarm_counts import Contents, SwarmCounts, SwarmTarget, Told
 
 _DEVICE_KEY = "quantfleet-device"
 _PUSHBACK_KEY = "grpc-retry-pushback-ms"
@@ -32,91 +34,14 @@ _OPTIONS = (
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.max_receive_message_length", 1 << 20),
 )
-_ENCODINGS = (pb.BLOB_ENCODING_FULL, pb.BLOB_ENCODING_INT8_SUB_ZSTD, pb.BLOB_ENCODING_BSDIFF)
+_ENCODINGS = (
+    pb.BLOB_ENCODING_FULL,
+    pb.BLOB_ENCODING_INT8_SUB_ZSTD,
+    pb.BLOB_ENCODING_BSDIFF,
+    pb.BLOB_ENCODING_BUNDLE,
+)
 _LEAST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.2, 5.0
 _STALL_SECONDS = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """A device was told of a version, or runs it.
-
-    Attributes:
-        kind: "told" or "current".
-        version: Of the target.
-        manifest_digest: Of its manifest, hex.
-        at_seconds: By the monotonic clock of the machine.
-    """
-
-    kind: str
-    version: int
-    manifest_digest: str
-    at_seconds: float
-
-
-@dataclass(slots=True)
-class SwarmCounts:
-    """What the devices of one process have counted.
-
-    Attributes:
-        received_bytes: Data of payloads that came.
-        refetched_bytes: Those of them that had come before.
-        refetched_blobs: Blobs of which at least a byte came again.
-        verified_blobs: Contents that were decoded and had the right digest.
-        errors: What went wrong and was tried again, by kind.
-    """
-
-    received_bytes: int = 0
-    refetched_bytes: int = 0
-    refetched_blobs: int = 0
-    verified_blobs: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON object."""
-        names = [field.name for field in fields(self) if field.name != "errors"]
-        return {name: getattr(self, name) for name in names} | {"errors": dict(self.errors)}
-
-
-class Contents:
-    """Verified contents by digest, one copy for all devices of a process."""
-
-    def __init__(self) -> None:
-        self._contents: dict[str, bytes] = {}
-        self._manifests: dict[str, Manifest] = {}
-
-    def keep(self, digest: str, content: bytes) -> None:
-        """Keep what a device has verified."""
-        self._contents.setdefault(digest, content)
-
-    def read(self, digest: str) -> bytes:
-        """Return a content that a device holds."""
-        return self._contents[digest]
-
-    def manifest(self, digest: str) -> Manifest:
-        """Return a manifest that a device holds.
-
-        Raises:
-            MalformedError: If the content is none.
-        """
-        if digest not in self._manifests:
-            self._manifests[digest] = Manifest.from_bytes(self._contents[digest])
-        return self._manifests[digest]
-
-
-@dataclass(frozen=True, slots=True)
-class SwarmTarget:
-    """What all devices of a swarm run.
-
-    Attributes:
-        model_digest: Of the model, hex.
-        device_class: Name of the class.
-        is_at_once: Whether devices fetch at once, and not when the server asks them to.
-    """
-
-    model_digest: str
-    device_class: str
-    is_at_once: bool
 
 
 @dataclass(slots=True)
@@ -230,7 +155,7 @@ class SwarmDevice:
             self._say("current", wanted)
 
     async def _fetch(self, stub: Any, manifest_digest: str) -> None:  # noqa: ANN401
-        """Fetch and verify an artifact, and run it."""
+        """Fetch and verify an artifact, and run it: in one bundle where it runs another, else blob by blob."""
         call = stub.FetchBlobs(metadata=((_DEVICE_KEY, self.name),))
         try:
             opening = pb.FetchOpening(
@@ -239,10 +164,17 @@ class SwarmDevice:
                 held_digests=[bytes.fromhex(digest) for digest in self._held],
                 accepted_encodings=_ENCODINGS,
             )
+            if self.manifest_digest:
+                opening.held_manifest_digests.append(bytes.fromhex(self.manifest_digest))
             await call.write(pb.FetchBlobsRequest(opening=opening))
-            await self._want(call, [manifest_digest])
-            blobs = self._contents.manifest(manifest_digest).blobs
-            await self._want(call, sorted(blobs.keys() - self._held))
+            if manifest_digest not in self._held:
+                await self._take_blobs(call, [manifest_digest])
+            manifest = self._contents.manifest(manifest_digest)
+            missing = sorted(manifest.blobs.keys() - self._held)
+            if self.manifest_digest and len(missing) > 1:
+                await self._take_bundle(call, manifest_digest, manifest)
+            else:
+                await self._take_blobs(call, missing)
             await call.done_writing()
         except asyncio.InvalidStateError:  # the server has ended the call: reading says why
             await call.read()
@@ -250,22 +182,47 @@ class SwarmDevice:
         finally:
             call.cancel()
         self.manifest_digest = manifest_digest
-        self._held = {manifest_digest, *blobs}
+        self._held = {manifest_digest, *manifest.blobs}
         self._partial.clear()
 
-    async def _want(self, call: Any, digests: list[str]) -> None:  # noqa: ANN401
-        """Ask for blobs that are not held, all at once, and take the answers one after another."""
-        wants = [digest for digest in digests if digest not in self._held]
-        for digest in wants:
-            partial = self._partial.get(digest)
-            wanted = pb.BlobWanted(digest=bytes.fromhex(digest))
-            if partial is not None:
-                wanted.offset_bytes = len(partial.data)
-                wanted.payload_digest = partial.head.payload_digest
-            await call.write(pb.FetchBlobsRequest(wanted=wanted))
+    async def _take_blobs(self, call: Any, digests: list[str]) -> None:  # noqa: ANN401
+        """Ask for blobs, all at once, and take the answers one after another."""
+        for digest in digests:
+            await call.write(pb.FetchBlobsRequest(wanted=self._want(digest)))
         pieces = self._pieces(call)
-        for digest in wants:
-            self._take(digest, await self._payload(pieces, digest))
+        for digest in digests:
+            partial = await self._payload(pieces, digest)
+            data, head = self._whole(digest, partial), partial.head
+            if head.encoding == pb.BLOB_ENCODING_FULL:
+                content = decode_blob_content(data, digest)
+            elif head.base_digest.hex() in self._held:
+                content = apply_delta(data, self._contents.read(head.base_digest.hex()), digest)
+            else:
+                raise MalformedError(f"a difference to {head.base_digest.hex()[:12]} came, which is not held")
+            self._hold(digest, content)
+
+    async def _take_bundle(self, call: Any, digest: str, manifest: Manifest) -> None:  # noqa: ANN401
+        """Ask for everything that a manifest names and the device lacks, as one bundle, and take it."""
+        wanted = self._want(digest)
+        wanted.base_manifest_digest = bytes.fromhex(self.manifest_digest)
+        await call.write(pb.FetchBlobsRequest(wanted=wanted))
+        partial = await self._payload(self._pieces(call), digest)
+        if partial.head.encoding != pb.BLOB_ENCODING_BUNDLE:
+            del self._partial[digest]
+            raise MalformedError("something else came than the bundle that was asked for")
+        data = self._whole(digest, partial)
+        parts = parts_between(self._contents.manifest(self.manifest_digest), manifest)
+        for part, content in read_bundle(data, parts, self._contents.read):
+            self._hold(part, content)
+
+    def _want(self, digest: str) -> pb.BlobWanted:
+        """Return what to ask for to get the rest of a payload."""
+        wanted = pb.BlobWanted(digest=bytes.fromhex(digest))
+        partial = self._partial.get(digest)
+        if partial is not None:
+            wanted.offset_bytes = len(partial.data)
+            wanted.payload_digest = partial.head.payload_digest
+        return wanted
 
     async def _pieces(self, call: Any) -> AsyncIterator[pb.BlobChunk]:  # noqa: ANN401
         while True:
@@ -294,24 +251,22 @@ class SwarmDevice:
                 return partial
             piece = await anext(pieces)
 
-    def _take(self, digest: str, partial: _Partial) -> None:
-        """Verify a content and hold it."""
+    def _whole(self, digest: str, partial: _Partial) -> bytes:
+        """Return a payload that is complete, once it is found to be undamaged; what came twice is counted."""
         del self._partial[digest]
-        data, head = bytes(partial.data), partial.head
-        if content_digest(data) != head.payload_digest.hex():
-            raise DigestMismatchError(f"what came of blob {digest[:12]} is damaged")
-        if head.encoding == pb.BLOB_ENCODING_FULL:
-            content = decode_blob_content(data, digest)
-        elif head.base_digest.hex() in self._held:
-            content = apply_delta(data, self._contents.read(head.base_digest.hex()), digest)
-        else:
-            raise MalformedError(f"a difference to {head.base_digest.hex()[:12]} came, which is not held")
+        data = bytes(partial.data)
+        if content_digest(data) != partial.head.payload_digest.hex():
+            raise DigestMismatchError(f"what came of {digest[:12]} is damaged")
+        again = self._came.pop(digest) - len(data)
+        self._counts.refetched_bytes += max(again, 0)
+        self._counts.refetched_payloads += again > 0
+        return data
+
+    def _hold(self, digest: str, content: bytes) -> None:
+        """Hold a content that was verified."""
         self._contents.keep(digest, content)
         self._held.add(digest)
-        again = self._came.pop(digest) - len(data)
         self._counts.verified_blobs += 1
-        self._counts.refetched_bytes += max(again, 0)
-        self._counts.refetched_blobs += again > 0
 
     def _say(self, kind: str, message: pb.TargetChanged) -> None:
         """Say once of each version that the device was told of it, and that it runs it."""

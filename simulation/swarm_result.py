@@ -79,7 +79,7 @@ class SwarmResult:
         wrong_devices: Those that do not run the last version, or lack a part of it: name and why.
         received_bytes: Data of payloads.
         refetched_bytes: Those that had come before.
-        refetched_blobs: Blobs of which at least a byte came again.
+        refetched_payloads: Payloads of which at least a byte came again.
         verified_blobs: Blobs that were decoded and had the right digest.
         server: What the server took.
         wall_seconds: Of everything but preparing the model.
@@ -93,7 +93,7 @@ class SwarmResult:
     wrong_devices: Mapping[str, str]
     received_bytes: int
     refetched_bytes: int
-    refetched_blobs: int
+    refetched_payloads: int
     verified_blobs: int
     server: ServerUse
     wall_seconds: float

@@ -36,7 +36,9 @@ def _sentences(result: SwarmResult) -> list[str]:
     errors = ", ".join(f"{kind} {count:,}" for kind, count in sorted(result.errors.items())) or "none"
     wrong = list(result.wrong_devices.items())
     received = f"{format_bytes(result.received_bytes)} received"
-    again = f"{format_bytes(result.refetched_bytes)} for {result.refetched_blobs:,} blobs had come before"
+    again = (
+        f"{format_bytes(result.refetched_bytes)} for {result.refetched_payloads:,} payloads had come before"
+    )
     peak, cpu = f"{result.server.peak_rss_bytes / (1 << 20):.0f} MiB", f"{result.server.cpu_seconds:.1f} s"
     return [
         f"{result.devices:,} devices in {result.wall_seconds:.1f} s; faults: {result.faults or 'none'}.",

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from simulation.bad_network import BadNetwork
-from simulation.swarm_device import Contents, SwarmCounts, SwarmDevice, SwarmTarget, Told
+from simulation.swarm_counts import Contents, SwarmCounts, SwarmTarget, Told
+from simulation.swarm_device import SwarmDevice
 
 REPORT_SECONDS = 0.2
 
