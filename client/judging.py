@@ -19,7 +19,7 @@ from client.shadow import can_judge, judge_answers
 from client.telemetry import Counted, Telemetry
 from quantization.arrays import AnyArray
 from quantization.artifact import BlobReader
-from quantization.errors import ConfigurationError, QuantFleetError
+from quantization.errors import ConfigurationError, NotFoundError, QuantFleetError
 
 _events = event_log("judge")
 
@@ -152,6 +152,9 @@ class Judge:
             said = judge_answers(
                 counted.manifest, self._read_blob, rows, [one.class_index for one in answered]
             )
+        except NotFoundError:  # it was left since, and collected
+            _events.debug("answers_not_judged", version=counted.target.version, samples=len(answered))
+            return
         except QuantFleetError as error:
             self.failures += 1
             _events.warning("answers_not_judged", error=str(error), samples=len(answered))
