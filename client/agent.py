@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from client.background import lower_priority, switch_quickly
+from client.backoff import Backoff
 from client.device_status import Answer, DeviceStatus, fallback_of
 from client.events import event_log
 from client.garbage import used_bytes
@@ -42,7 +43,7 @@ from quantization.artifact import Manifest
 from quantization.errors import ConfigurationError, NotFoundError, QuantFleetError
 
 _events = event_log("agent")
-_PAUSE_SECONDS = 5.0
+_JOIN_SECONDS = 5.0
 
 
 class Agent:
@@ -141,7 +142,7 @@ class Agent:
         self._reporter.close()
         self._keeper.close()
         if self._watcher.is_alive():
-            self._watcher.join(_PAUSE_SECONDS)
+            self._watcher.join(_JOIN_SECONDS)
         self.updater.close()
         self._state.close()
         _events.info("agent_stopped")
@@ -270,17 +271,19 @@ class Agent:
         """Hand announcements to the worker, for ever."""
         if self._settings.is_quiet:
             lower_priority()
-        link = self._link
+        link, pace = self._link, self._settings.pace
+        backoff = Backoff(pace.first_backoff_seconds, pace.longest_backoff_seconds, self._rng)
         while link is not None and not self._is_closed.is_set():
             try:
                 watch = link.watch(self._settings.device_class, self._model_digest(), self._serving)
                 self._announcements = watch
                 if not self._is_closed.is_set():
                     for offer in watch:
+                        backoff.reset()
                         _events.info("target_announced", version=offer.target.version)
                         self._worker.announce(offer)
             except QuantFleetError as error:
                 _events.warning("watch_failed", error=str(error))
             except Exception:  # noqa: BLE001  # a device must hear of its targets
                 _events.exception("watch_failed")
-            self._is_closed.wait(_PAUSE_SECONDS * self._rng.uniform(0.5, 1.5))
+            self._is_closed.wait(backoff.next_seconds())
