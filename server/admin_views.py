@@ -102,7 +102,7 @@ def status_view(status: pb.StatusResponse) -> RenderableType:
         else:
             row += [_UNKNOWN] * 4 + [""]
         rows.append(row)
-    watching = f"{status.watchers} device{'s' if status.watchers != 1 else ''} watch"
+    watching = "1 device watches" if status.watchers == 1 else f"{status.watchers} devices watch"
     up = f"up for {duration(status.uptime_seconds)} · {watching} · version {status.software_version}"
     if not rows:
         return Group(Text("nothing is published yet"), Text(printable(up), style="dim"))

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shop import CLASS, Shop, make_shop, operator, served, told
+from shop import CLASS, Shop, make_keys, make_shop, operator, served, told
 from waiting import eventually
 
 from protos.quantfleet.v1 import admin_pb2 as pb
@@ -255,13 +255,14 @@ def test_a_remote_operator_signs_and_the_keys_stay_where_they_are(tmp_path: Path
 
 def test_targets_that_others_signed_are_refused(tmp_path: Path) -> None:
     shop = make_shop(tmp_path / "server", is_insecure=False)
-    thief = make_shop(tmp_path / "thief", is_insecure=False)
-    stolen = KeyFolder(thief.settings.home / "keys/offline")
+    make_keys(tmp_path / "thief")
+    thief = HomeFolder(tmp_path / "thief")
+    stolen = thief.offline_keys()
     with served(shop.settings) as addresses, operator(shop, addresses.address) as admin:
         with pytest.raises(NotFoundError):  # it lacks the keys that root names
             admin.publish(shop.manifests[0], stolen, now_seconds=time.time())
         stub: Any = admin._stub
-        signed = HomeFolder(thief.settings.home).metadata.read("targets")
+        signed = thief.metadata.read("targets")
         with pytest.raises(grpc.RpcError) as raised:
             stub.Publish(
                 pb.PublishRequest(manifest_digest=bytes.fromhex(shop.manifests[0]), signed_targets=signed)
@@ -269,8 +270,7 @@ def test_targets_that_others_signed_are_refused(tmp_path: Path) -> None:
         assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         with pytest.raises(grpc.RpcError, match="not signed"):
             stub.Publish(pb.PublishRequest(manifest_digest=bytes.fromhex(shop.manifests[0])))
-    for one in (shop, thief):
-        one.stores.engine.dispose()
+    shop.stores.engine.dispose()
 
 
 def test_a_server_that_is_not_there_is_said_with_the_remedy() -> None:

@@ -1,17 +1,22 @@
 """A server's folder with artifacts that can be published, and a server on it in this process."""
 
 import asyncio
+import atexit
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from artifacts import example
 
 from protos.quantfleet.v1 import telemetry_pb2 as pb
+from quantization.artifact import Artifact
 from quantization.device_class import X86_VNNI
 from server.admin_client import AdminClient
 from server.candidate import store_artifact
@@ -22,6 +27,8 @@ from server.serve_settings import ServerTable, ServeSettings
 from server.stores import Stores, open_stores
 
 CLASS = "x86-vnni"
+MOST = 3
+"""Artifacts of a shop."""
 ANYWHERE = ServerTable(
     address="127.0.0.1:0",
     enrolment_address="127.0.0.1:0",
@@ -40,30 +47,43 @@ class Shop:
     model_digest: str = ""
     manifests: list[str] = field(default_factory=list)
 
-    def store(self, generation: int, **policy: Any) -> str:
-        """Store an artifact; return the digest of its manifest."""
-        artifact = example().artifact(generation, is_observed=False, **policy)
-        digest = store_artifact(self.stores.blobs, artifact)
-        self.manifests.append(digest)
-        return digest
-
 
 def make_shop(home: Path, *, is_insecure: bool = True, artifacts: int = 3, **places: str) -> Shop:
     """Make a folder with a model and some artifacts; with keys and certificates unless it is insecure."""
     settings = ServeSettings(home=home, is_insecure=is_insecure, server=replace(ANYWHERE, **places))
-    if not is_insecure:
-        make_keys(home)
-    shop = Shop(settings, open_stores(settings))
-    manifests = [
-        example().artifact(number, width=4.0 + number, is_observed=False) for number in range(artifacts)
-    ]
-    shop.model_digest = manifests[0].manifest.model_digest
+    if artifacts != MOST or {"registry_url", "blob_folder"} & places.keys():
+        return _filled(settings, artifacts)
+    shutil.copytree(_template(is_insecure), home, dirs_exist_ok=True)
+    manifests = [artifact.manifest.digest() for artifact in _artifacts()]
+    return Shop(settings, open_stores(settings), _artifacts()[0].manifest.model_digest, manifests)
+
+
+def _filled(settings: ServeSettings, number: int = MOST) -> Shop:
+    """Make a shop from nothing."""
+    if not settings.is_insecure:
+        make_keys(settings.home)
+    artifacts = _artifacts()[:number]
+    shop = Shop(settings, open_stores(settings), artifacts[0].manifest.model_digest)
     shop.stores.registry.add_model(Model(shop.model_digest, "camera", len(example().model)))
     shop.stores.registry.add_device_class(X86_VNNI)
     shop.stores.registry.add_lab(Lab(shop.model_digest, CLASS, "0" * 64, 10))
-    for artifact in manifests:
-        shop.manifests.append(store_artifact(shop.stores.blobs, artifact))
+    shop.manifests += [store_artifact(shop.stores.blobs, artifact) for artifact in artifacts]
     return shop
+
+
+@cache
+def _artifacts() -> tuple[Artifact, ...]:
+    return tuple(example().artifact(k, width=4.0 + k, is_observed=False) for k in range(MOST))
+
+
+@cache
+def _template(is_insecure: bool) -> Path:
+    """Return a shop's folder that is only copied; it goes when the process ends."""
+    home = Path(tempfile.mkdtemp(prefix="shop"))
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    home.chmod(0o755)
+    _filled(ServeSettings(home=home, is_insecure=is_insecure)).stores.engine.dispose()
+    return home
 
 
 def make_keys(home: Path) -> None:
