@@ -147,8 +147,8 @@ def revoke(
 ) -> None:
     """Refuse an operator from now on, and remove its files here; servers notice within seconds."""
     with exit_codes():
-        number = _revoke_operator(_folder(home), name, registry_url, serial, reason)
-    typer.echo(f"operator {printable(name)} is refused: certificate {number}")
+        numbers = _revoke_operator(_folder(home), name, registry_url, serial, reason)
+    typer.echo(f"operator {printable(name)} is refused: certificate {', '.join(numbers)}")
 
 
 def _folder(home: Path, offline: Path | None = None) -> "HomeFolder":
@@ -194,23 +194,25 @@ def _initialise(
 
 def _revoke_operator(
     home: "HomeFolder", name: str, registry_url: str | None, serial: str | None, reason: str
-) -> str:
+) -> tuple[str, ...]:
+    """Refuse one certificate, or all that an operator has; return their serial numbers."""
     from server.identity_registry import IdentityRegistry
     from server.pem import serial_of
     from server.serve_settings import ServeSettings
 
     principal, pki = Principal(Role.OPERATOR, name), home.pki()
     if serial is None:
-        certificate = pki.operator_certificate(name)
-        number, end = serial_of(certificate), certificate.not_valid_after_utc.timestamp()
+        known = pki.operator_certificates(name)
+        ends = {serial_of(one): one.not_valid_after_utc.timestamp() for one in known}
     else:
-        number, end = _serial(serial), pki.authority_expires_at_seconds()
+        ends = {_serial(serial): pki.authority_expires_at_seconds()}
     settings = ServeSettings.read(home.path, None, registry_url=registry_url)
     with IdentityRegistry.open(settings.registry_place) as registry:
-        registry.revoke_certificate(principal, number, end, actor=local_actor(), reason=reason)
+        for number, end in ends.items():
+            registry.revoke_certificate(principal, number, end, actor=local_actor(), reason=reason)
     if serial is None:
         pki.remove_operator(name)
-    return number
+    return tuple(ends)
 
 
 def _serial(text: str) -> str:

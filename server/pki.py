@@ -3,12 +3,15 @@
     ca.key ca.crt                 the authority; whoever has the key can name anybody
     server.key server.crt         what the server shows
     operators/<name>/             operator.key, operator.crt, ca.crt: to be taken to where the operator works
+    operators/<name>/earlier/     <serial>.crt: certificates from before a renewal that have not expired
 
 The rules:
 
 1. Keys have mode 600 and the folder 700, from the moment they are there. Files appear whole.
 2. A key is there before the certificate that names it. A certificate that is renewed keeps its key, so that no moment
    has two that do not belong together.
+3. An operator's certificate that was renewed stays good where the operator works until it expires, so it is kept here:
+   whoever revokes the operator revokes all of them.
 """
 
 import shutil
@@ -17,11 +20,12 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from quantization.errors import ConfigurationError, NotFoundError
 from quantization.principal import Principal, Role
 from server.certificates import DEFAULT_LIFETIMES, Authority, CertificateLifetimes, Issued
-from server.pem import hosts_of, key_to_pem, new_key, parse_certificate, parse_key, principal_of
+from server.pem import hosts_of, key_to_pem, new_key, parse_certificate, parse_key, principal_of, serial_of
 from server.private_files import PRIVATE, PUBLIC, put_file, read_private
 
 SERVER_NAME = "server"
@@ -154,11 +158,13 @@ class PkiFolder:
             NotFoundError: It is not here.
             ConfigurationError: It is damaged, or somebody else's.
         """
-        file = f"operators/{Principal(Role.OPERATOR, name).name}/operator.crt"
-        certificate = self._parse(file)
-        if principal_of(certificate) != Principal(Role.OPERATOR, name):
-            raise ConfigurationError(f"{self.path / file} names {principal_of(certificate).uri}")
-        return certificate
+        return self._of_operator(name, "operator.crt")
+
+    def operator_certificates(self, name: str) -> tuple[x509.Certificate, ...]:
+        """Return an operator's certificate and those from before its renewals; errors are those of one of them."""
+        earlier = sorted((self.operator_folder(name) / "earlier").glob("*.crt"))
+        kept = (self._of_operator(name, f"earlier/{path.name}") for path in earlier)
+        return (self.operator_certificate(name), *kept)
 
     def remove_operator(self, name: str) -> None:
         """Remove an operator's files, if they are here."""
@@ -169,9 +175,28 @@ class PkiFolder:
         key = self._key(folder / "operator.key")
         principal = Principal(Role.OPERATOR, name)
         issued = authority.issue(principal, key.public_key(), now_seconds=now_seconds)
+        self._keep_earlier(name, now_seconds)
         put_file(folder / "ca.crt", authority.certificate_pem, PUBLIC)
         put_file(folder / "operator.crt", issued.certificate_pem, PUBLIC)
         return issued
+
+    def _keep_earlier(self, name: str, now_seconds: float) -> None:
+        """Keep the certificate that is about to be replaced, and forget those that have expired."""
+        folder = self.operator_folder(name)
+        if not (folder / "operator.crt").exists():
+            return
+        current = self.operator_certificate(name)
+        put_file(folder / "earlier" / f"{serial_of(current)}.crt", current.public_bytes(Encoding.PEM), PUBLIC)
+        for certificate in self.operator_certificates(name)[1:]:
+            if certificate.not_valid_after_utc.timestamp() < now_seconds:
+                (folder / "earlier" / f"{serial_of(certificate)}.crt").unlink(missing_ok=True)
+
+    def _of_operator(self, name: str, file: str) -> x509.Certificate:
+        path = f"operators/{Principal(Role.OPERATOR, name).name}/{file}"
+        certificate = self._parse(path)
+        if principal_of(certificate) != Principal(Role.OPERATOR, name):
+            raise ConfigurationError(f"{self.path / path} names {principal_of(certificate).uri}")
+        return certificate
 
     def _key(self, path: Path) -> EllipticCurvePrivateKey:
         try:

@@ -148,6 +148,17 @@ def test_an_operator_comes_and_goes(home: Path) -> None:
     assert serial_of(HomeFolder(home).pki().operator_certificate("ana")) != serial
 
 
+def test_whoever_is_revoked_is_refused_with_the_certificate_from_before_a_renewal_too(home: Path) -> None:
+    pki = HomeFolder(home).pki()
+    pki.issue_operator("ana", now_seconds=time.time() - 300 * DAY)
+    carried = serial_of(pki.operator_certificate("ana"))  # what is where ana works
+    pki.refresh(now_seconds=time.time())
+    here = serial_of(pki.operator_certificate("ana"))
+    assert run(home, "revoke", "ana").exit_code == 0
+    with IdentityRegistry.open(f"sqlite:///{home / 'registry.db'}") as registry:
+        assert registry.revoked().serials == {carried, here} and carried != here
+
+
 def test_an_operator_whose_folder_is_gone_is_revoked_by_number(home: Path) -> None:
     assert run(home, "revoke", "ana").exit_code == 1
     assert run(home, "revoke", "ana", "--serial", "xyz").exit_code == 2

@@ -87,6 +87,17 @@ def test_an_operator_reads_what_was_made(pki: PkiFolder) -> None:
     assert "PRIVATE" not in repr(read)
 
 
+def test_certificates_from_before_a_renewal_are_known_until_they_expire(pki: PkiFolder) -> None:
+    first = serial_of(pki.operator_certificate("ana"))
+    pki.refresh(now_seconds=NOW + 300 * DAY)
+    second = serial_of(pki.operator_certificate("ana"))
+    assert [serial_of(one) for one in pki.operator_certificates("ana")] == [second, first]
+    pki.refresh(now_seconds=NOW + 600 * DAY)  # the first one has expired, the second one is good for a while
+    third = serial_of(pki.operator_certificate("ana"))
+    assert [serial_of(one) for one in pki.operator_certificates("ana")] == [third, second]
+    assert pki.operators() == ("ana",)
+
+
 def test_an_operator_is_made_once(pki: PkiFolder) -> None:
     with pytest.raises(ConfigurationError, match="holds operator 'ana' already"):
         pki.issue_operator("ana", now_seconds=NOW)
