@@ -1,10 +1,11 @@
 """What does an update cost beside the bare bytes, and how soon does a fleet know of it?
 
-FetchBlobs as a device fetches (`client.fetching`: received, decoded, SHA-256, kept in a folder in memory), against a
-gRPC stream of nothing but bytes in chunks of the same size, from the same server process to the same process, in turn.
-The bare stream is read by both of gRPC's interfaces, and the faster one counts; the figure is the ratio of rates. Then
-devices that watch, each on a connection of its own: the time from a publication until the last of them knows, and the
-server's peak memory.
+FetchBlobs as a device fetches (`client.fetching`: received, decoded, SHA-256 compared), against a gRPC stream of
+nothing but bytes in chunks of the same size, from the same server process to the same process, in turn. The bare stream
+is read by both of gRPC's interfaces, and the faster one counts; the figure is the ratio of rates. Once with parts in
+memory, for what verification costs, and once kept in a folder in memory, as a device keeps them. Then devices that
+watch, each on a connection of its own: the time from a publication until the last of them knows, and the server's peak
+memory.
 
     python benchmarks/bench_update.py [--megabytes 48] [--watchers 1000] [--json] [--smoke]
 """
@@ -28,10 +29,13 @@ import numpy as np
 from grpc import aio
 from prometheus_client import CollectorRegistry
 
+from client.blobs import BlobFolder
+from client.disk import Disk
 from client.fetching import fetch_blobs
 from client.grpc_transport import GrpcTransport
 from client.partial import PartialBlobs
 from client.state import StateFolder
+from client.transport import Payload
 from protos.quantfleet.v1 import update_pb2 as pb
 from protos.quantfleet.v1.update_pb2_grpc import UpdateServiceStub
 from quantization.blob import content_digest, decode_blob_content, encode_blob
@@ -121,17 +125,54 @@ async def serve(folder: Path, blob_count: int) -> None:
             print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flush=True)
 
 
-def fetch_verified(port: int, sizes: dict[str, int]) -> None:
-    """Fetch, verify and keep blobs, as a device without any does."""
+class MemoryParts(PartialBlobs):
+    """Parts that are not written anywhere."""
+
+    def __init__(self, path: Path, disk: Disk) -> None:
+        super().__init__(path, disk)
+        self._parts: dict[str, bytearray] = {}
+
+    def begin(self, payload: Payload, offset_bytes: int) -> None:  # noqa: ARG002 - always from the start
+        """Take up an answer."""
+        self._parts[payload.digest] = bytearray()
+
+    def append(self, digest: str, data: bytes | memoryview) -> None:
+        """Take the next bytes."""
+        self._parts[digest] += data
+
+    def view(self, digest: str) -> memoryview:
+        """Return what came."""
+        return memoryview(self._parts[digest])
+
+    def remove(self, digest: str) -> None:
+        """Forget a part."""
+        self._parts.pop(digest, None)
+
+
+class ForgottenBlobs(BlobFolder):
+    """Blobs that are not kept."""
+
+    def adopt_verified(self, digest: str, path: Path) -> None:
+        """Do nothing with a blob."""
+
+
+def fetch_rate(port: int, sizes: dict[str, int], *, is_kept: bool) -> float:
+    """Return the bytes per second at which a device without any blobs fetches and verifies them."""
     shared = Path("/dev/shm")  # noqa: S108 - the disk is not what is measured
     with (
-        tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder,
-        StateFolder(folder) as state,
+        tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as name,
+        StateFolder(name) as state,
         GrpcTransport.open(
             f"127.0.0.1:{port}", None, "bench", None, device_class=CLASS, model_digest=MODEL
         ) as transport,
     ):
-        fetch_blobs(transport, state, PartialBlobs(Path(folder) / "partial", state.disk), sizes)
+        partial = PartialBlobs(Path(name) / "partial", state.disk)
+        if not is_kept:
+            partial = MemoryParts(Path(name) / "partial", state.disk)
+            state.blobs = ForgottenBlobs(state.blobs.path, state.disk)
+        began = time.perf_counter()
+        fetch_blobs(transport, state, partial, sizes)
+        return sum(sizes.values()) / (time.perf_counter() - began)
 
 
 def read_bare(port: int, size_bytes: int) -> None:
@@ -164,21 +205,21 @@ def measure_rates(port: int, manifest: str, blob_count: int, repeats: int) -> di
     """Return the rates in MB/s, medians, and the median of the ratios."""
     size = blob_count * BLOB_BYTES
     sizes = dict.fromkeys(asyncio.run(digests_of(port, manifest)), BLOB_BYTES)
-    verified, bare, ratios = [], [], []
-    for repeat in range(repeats):
-        mine = rate(lambda: fetch_verified(port, sizes), size)
-        others = (
+    rows: list[tuple[float, float, float]] = []
+    for _ in range(repeats + 1):
+        verified, kept = (fetch_rate(port, sizes, is_kept=is_kept) for is_kept in (False, True))
+        bare = max(
             rate(lambda: read_bare(port, size), size),
             rate(lambda: asyncio.run(read_bare_async(port, size)), size),
         )
-        if repeat or repeats == 1:  # the first run fills caches
-            verified.append(mine)
-            bare.append(max(others))
-            ratios.append(mine / max(others))
+        rows.append((verified, kept, bare))
+    rows = rows[1:]  # the first run fills caches
     return {
-        "fetch_mb_per_second": round(statistics.median(verified) / 1e6),
-        "bare_mb_per_second": round(statistics.median(bare) / 1e6),
-        "ratio": round(statistics.median(ratios), 3),
+        "verified_mb_per_second": round(statistics.median(v for v, _, _ in rows) / 1e6),
+        "kept_mb_per_second": round(statistics.median(k for _, k, _ in rows) / 1e6),
+        "bare_mb_per_second": round(statistics.median(b for _, _, b in rows) / 1e6),
+        "ratio": round(statistics.median(v / b for v, _, b in rows), 3),
+        "kept_ratio": round(statistics.median(k / b for _, k, b in rows), 3),
     }
 
 

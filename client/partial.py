@@ -35,6 +35,7 @@ class PartialBlobs:
         """Use the folder, which is made when there is a part to keep."""
         self.path = path
         self._disk = disk
+        self._begun = path  # the file of the answer that was taken up last
 
     def want(self, digest: str) -> Want:
         """Return what to ask for to get the rest of a blob."""
@@ -51,6 +52,7 @@ class PartialBlobs:
             MalformedError: If it goes on with something else than what was kept.
             ConfigurationError: If the folder cannot be written.
         """
+        self._begun = self.file(payload.digest)
         if offset_bytes:
             if payload != self._payload(payload.digest) or offset_bytes != self.size_bytes(payload.digest):
                 raise MalformedError(
@@ -65,7 +67,7 @@ class PartialBlobs:
             bytes.fromhex(payload.base_digest or "0" * 64),
             bytes.fromhex(payload.payload_digest),
         )
-        path = self.file(payload.digest)
+        path = self._begun
         try:
             self._disk.make_folder(self.path)
             self._disk.remove(path)
@@ -74,12 +76,12 @@ class PartialBlobs:
             raise unwritable(path, error) from error
 
     def append(self, digest: str, data: bytes | memoryview) -> None:
-        """Keep the next bytes.
+        """Keep the next bytes of what was begun last.
 
         Raises:
             ConfigurationError: If the folder cannot be written.
         """
-        path = self.file(digest)
+        path = self._begun if self._begun.name == digest else self.file(digest)
         try:
             self._disk.append(path, data)
         except OSError as error:
