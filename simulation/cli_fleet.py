@@ -52,8 +52,9 @@ def fleet(
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with exit_codes():
         from simulation.child_processes import interrupted_by_sigterm
-        from simulation.local_fleet import LocalFleetSettings, running_fleet
+        from simulation.local_fleet import running_fleet
         from simulation.local_fleet_page import FILES, write_fleet_report
+        from simulation.local_fleet_settings import LocalFleetSettings
         from simulation.logs import configure_logs
         from simulation.report_folder import prepare_folder
 
