@@ -6,7 +6,7 @@ No onnx package is needed: the skeleton's tensors are handed to ONNX Runtime fro
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnxruntime as ort
@@ -132,12 +132,21 @@ def check_input(x: AnyArray, spec: TensorSpec) -> Float32Array:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Live:
-    """All that one inference needs, replaced as a whole."""
+    """All that one inference needs, replaced as a whole: no inference sees parts of two.
+
+    Attributes:
+        manifest: Of the artifact.
+        session: That runs it.
+        spec: Of its input.
+        output: Name of its first output.
+        before: What steps in where it fails, and serves again if it is left; None but on trial.
+    """
 
     manifest: Manifest
     session: ort.InferenceSession
     spec: TensorSpec
     output: str
+    before: "_Live | None" = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -180,7 +189,6 @@ class Runtime:
         self._threads = threads
         self._on_input, self._on_run = on_input, on_run
         self._live = _load(manifest, read_blob, threads)
-        self._previous: _Live | None = None
         self._builder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="quantfleet-swap")
 
     @property
@@ -208,16 +216,16 @@ class Runtime:
         Raises:
             InvalidDataError: If the input is not what the model takes, or not finite.
         """
-        live, previous = self._live, self._previous
+        live = self._live
         batch = check_input(x, live.spec)
         try:
             logits, is_finite = self._run(live, batch)
         except InvalidDataError:
-            if previous is None or previous is live:
+            if live.before is None:
                 raise
             is_finite = False
-        if not is_finite and previous is not None and previous is not live:
-            live = previous
+        if not is_finite and live.before is not None:
+            live = live.before
             logits, _ = self._run(live, batch)
         if self._on_input is not None:
             self._on_input(batch)
@@ -253,12 +261,13 @@ class Runtime:
 
     def revert(self) -> None:
         """Let the artifact serve that served before the trial, at once; nothing happens without one."""
-        if self._previous is not None:
-            self._live, self._previous = self._previous, None
+        before = self._live.before
+        if before is not None:
+            self._live = before
 
     def settle(self) -> None:
         """End the trial: what served before is dropped."""
-        self._previous = None
+        self._live = replace(self._live, before=None)
 
     def close(self) -> None:
         """Wait for swaps that were asked for; the live session keeps serving those who hold the runtime."""
@@ -269,8 +278,7 @@ class Runtime:
         candidate = _load(manifest, read_blob, self._threads)
         if candidate.spec != live.spec:
             raise UpdateRejectedError(f"the update takes {candidate.spec}, what serves takes {live.spec}")
-        self._previous = live if is_trial else None
-        self._live = candidate  # one reference: an inference sees the old or the new, never parts of both
+        self._live = replace(candidate, before=replace(live, before=None)) if is_trial else candidate
 
 
 def _load(manifest: Manifest, read_blob: BlobReader, threads: int) -> _Live:

@@ -1,3 +1,4 @@
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -318,7 +319,9 @@ class BrokenSession:
 def test_where_an_artifact_on_trial_fails_what_served_before_steps_in(outputs: np.ndarray | None) -> None:
     old, new = example().artifact(0), example().artifact(1, width=1.0)
     x, told = example().inputs(2), []
-    runtime = runtime_of(old, on_run=lambda manifest, _, __, is_good: told.append((manifest.generation, is_good)))
+    runtime = runtime_of(
+        old, on_run=lambda manifest, _, __, is_good: told.append((manifest.generation, is_good))
+    )
     wanted = runtime.infer(x)
     runtime.swap(new.manifest, new.blobs.__getitem__, is_trial=True).result(timeout=60)
     runtime._live = replace(runtime._live, session=BrokenSession(outputs))
@@ -330,6 +333,39 @@ def test_where_an_artifact_on_trial_fails_what_served_before_steps_in(outputs: n
             runtime.infer(x)
     else:
         assert not np.isfinite(runtime.infer(x)).any()
+
+
+def test_no_inference_fails_whenever_a_trial_is_left() -> None:
+    """The trial ends in front of each instruction of an inference on an artifact that fails, one after another."""
+    x, runtime = example().inputs(2), runtime_of(example().artifact(0))
+    wanted, good = runtime.infer(x), runtime._live
+    new = example().artifact(1, width=1.0)
+    runtime.swap(new.manifest, new.blobs.__getitem__, is_trial=True).result(timeout=60)
+    trial = replace(runtime._live, session=BrokenSession(None))
+    before, moment, is_over = sys.gettrace(), 0, False
+    while not is_over:
+        runtime._live, left = trial, moment
+
+        def follow(frame: Any, event: str, _argument: Any) -> Any:
+            nonlocal left
+            if frame.f_code is not Runtime.answer.__code__:
+                return None
+            frame.f_trace_opcodes = True
+            if event == "opcode":
+                left -= 1
+                if left == -1:
+                    runtime.revert()
+            return follow
+
+        sys.settrace(follow)
+        try:
+            answered = runtime.answer(x)
+        finally:
+            sys.settrace(before)
+        np.testing.assert_array_equal(answered.output, wanted)
+        assert answered.manifest is good.manifest
+        is_over, moment = left >= 0, moment + 1
+    assert moment > 20
 
 
 def test_the_hook_is_told_how_long_a_run_took() -> None:
