@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import core as typer_core
 
 from quantization.errors import ConfigurationError, MalformedError, QuantFleetError
 
@@ -30,6 +31,7 @@ Socket = Annotated[
     ),
 ]
 
+typer_core.HAS_RICH = False  # help is plain text here, and would show what escapes rich's markup
 app = typer.Typer(
     name="quantfleet-client",
     help="Run a quantized model on a device, and keep it what it should be.",

@@ -11,6 +11,7 @@ from importlib import metadata
 from typing import Annotated
 
 import typer
+from typer import core as typer_core
 
 from server import cli_devices, cli_keys, cli_migrate, cli_rollout, cli_serve, cli_tune
 from server.cli_common import (
@@ -26,6 +27,7 @@ from server.cli_common import (
 from server.cli_options import AsJson, DefaultHome, Home, Offline, Passphrase
 from server.cli_rollout import offline_keys, print_rollout
 
+typer_core.HAS_RICH = False  # help is plain text here, and would show what escapes rich's markup
 app = typer.Typer(
     name="quantfleet-server",
     help="Serve a fleet of edge devices, and steer what they run.",

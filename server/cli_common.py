@@ -38,7 +38,7 @@ def admin_client(
     with exit_codes():
         from server.admin_client import AdminClient
 
-        folder = operator or home.expanduser() / "pki" / "operators" / "admin"
+        folder = operator or home / "pki" / "operators" / "admin"
         with AdminClient.open(server, None if is_insecure else folder) as client:
             yield client
 

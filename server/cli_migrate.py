@@ -23,7 +23,7 @@ def migrate(
         from server.database import connect, migrate, revision
         from server.serve_settings import ServeSettings
 
-        settings = ServeSettings.read(home.expanduser(), config, registry_url=registry_url)
+        settings = ServeSettings.read(home, config, registry_url=registry_url)
         engine = connect(settings.registry_place)
         try:
             migrate(engine)

@@ -8,9 +8,21 @@ import typer
 
 from server.default_home import DEFAULT_HOME
 
+
+def _expanded(path: Path) -> Path:
+    """Return a path without `~`, which a shell leaves in `--home=~/fleet`."""
+    return path.expanduser()
+
+
 Home = Annotated[
     Path,
-    typer.Option("--home", metavar="DIR", help=f"The server's folder. (default: {DEFAULT_HOME})"),
+    typer.Option(
+        "--home",
+        metavar="DIR",
+        callback=_expanded,
+        show_default=False,
+        help=f"The server's folder. (default: {DEFAULT_HOME})",
+    ),
 ]
 DefaultHome = Path(DEFAULT_HOME).expanduser()
 

@@ -27,7 +27,13 @@ if TYPE_CHECKING:
 Rollout = Annotated[
     str, typer.Argument(metavar="ROLLOUT", help="Name of the rollout, as `rollout list` shows it.")
 ]
-app = typer.Typer(name="rollout", help="List, watch and move rollouts.", no_args_is_help=True)
+app = typer.Typer(
+    name="rollout",
+    help="List, watch and move rollouts.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 @app.command("list")
@@ -151,7 +157,7 @@ def offline_keys(home: Path, offline: Path | None, passphrase: str | None) -> "K
     from quantization.errors import ConfigurationError
     from server.keys import KeyFolder
 
-    folder = offline or home.expanduser() / "keys" / "offline"
+    folder = offline or home / "keys" / "offline"
     if not folder.is_dir():
         if offline is not None:
             raise ConfigurationError(f"{offline} is no folder; name the one with the keys of targets")

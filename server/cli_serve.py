@@ -62,7 +62,7 @@ def serve(
 
         configure_logs(is_verbose=verbose)
         settings = ServeSettings.read(
-            home.expanduser(),
+            home,
             config,
             is_insecure=insecure,
             address=address,
@@ -121,9 +121,7 @@ def prepare(
         from server.serve_settings import ServeSettings
 
         configure_logs(is_verbose=False)
-        settings = ServeSettings.read(
-            home.expanduser(), config, registry_url=registry_url, blob_folder=blob_folder
-        )
+        settings = ServeSettings.read(home, config, registry_url=registry_url, blob_folder=blob_folder)
         with contextlib.redirect_stdout(sys.stderr):
             prepared = prepare_file(
                 model,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import core as typer_core
 
 from simulation.cli_errors import exit_codes
 from simulation.cli_fleet import fleet
@@ -41,6 +42,7 @@ from simulation.scenario import Scenario
 from simulation.study_result import DEFAULT_POINTS, MAX_POINTS, MIN_POINTS, require_points
 from simulation.summary import printable
 
+typer_core.HAS_RICH = False  # help is plain text here, and would show what escapes rich's markup
 app = typer.Typer(
     name="quantfleet-sim",
     help="Simulate a fleet of edge devices whose quantized model is tuned from their statistics.",

@@ -55,6 +55,13 @@ def test_init_makes_all_that_a_server_needs(home: Path) -> None:
     assert {stat.S_IMODE(path.stat().st_mode) for path in private} == {0o600}
 
 
+def test_a_home_with_a_tilde_is_the_user_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    made = CliRunner().invoke(app, ["init", "--home=~/fleet", "--host", "a.b"])
+    assert made.exit_code == 0, made.output
+    assert (tmp_path / "fleet" / "pki" / "ca.crt").exists()
+
+
 def test_init_a_second_time_is_refused_and_changes_nothing(home: Path) -> None:
     before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
     result = run(home, "init")
@@ -156,7 +163,8 @@ def test_whoever_is_revoked_is_refused_with_the_certificate_from_before_a_renewa
     here = serial_of(pki.operator_certificate("ana"))
     assert run(home, "revoke", "ana").exit_code == 0
     with IdentityRegistry.open(f"sqlite:///{home / 'registry.db'}") as registry:
-        assert registry.revoked().serials == {carried, here} and carried != here
+        assert registry.revoked().serials == {carried, here}
+    assert carried != here
 
 
 def test_an_operator_whose_folder_is_gone_is_revoked_by_number(home: Path) -> None:
