@@ -28,7 +28,7 @@ from simulation.tuning_stage import Artifact, Part, StageSettings, TuningStage
 
 GENERATION_SECONDS = 1800.0
 PAUSE_PARTS = (0.05, 0.5)
-"""Shortest and longest time between two kills, in parts of an undisturbed generation's: its longest step takes a third."""
+"""Shortest and longest time between two kills, in parts of an undisturbed generation's."""
 
 WEIGHTS = {Part.SERVERAPP: 3, Part.SUPERLINK: 2, Part.SUPERLINK_TREE: 2, Part.TUNER: 2, Part.SERVER: 1}
 

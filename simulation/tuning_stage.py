@@ -85,7 +85,8 @@ class Artifact:
     Attributes:
         manifest: Its bytes.
         blobs: Stored bytes by digest.
-        facts: What the registry has of the generation: policy, and digests of folded statistics.
+        facts: What the registry has of the generation: policy, and digests of folded statistics (not the assessment,
+            which holds measured times).
     """
 
     manifest: bytes
@@ -221,7 +222,7 @@ class TuningStage:
             "weights",
             "drift",
         )
-        facts = {name: str(getattr(generation, name)) for name in (*names, "manifest_digest", "assessment")}
+        facts = {name: str(getattr(generation, name)) for name in (*names, "manifest_digest")}
         return Artifact(manifest.to_bytes(), {digest: blobs.get(digest) for digest in manifest.blobs}, facts)
 
     def close(self) -> None:
