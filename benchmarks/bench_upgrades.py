@@ -162,7 +162,7 @@ def run_device(folder: Path, address: str, model_digest: str, upgrades: int, res
         inputs, wanted = stored["inputs"], stored["wanted"]
     settings = DeviceSettings.from_tables(
         {
-            "trial": {"least_seconds": 0.2, "least_runs": 50},
+            "trial": {"least_seconds": 0.2, "least_runs": 50, "latency_ratio": 10.0},
             "limits": {"free_bytes": 0},
             "report": {"interval_seconds": 1.0},
         },

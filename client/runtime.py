@@ -21,8 +21,27 @@ from quantization.self_testing import SelfTest
 Float32Array = NDArray[np.float32]
 InputHook = Callable[[Float32Array], None]
 """Is handed every batch that was inferred; must be quick and must not raise."""
-RunHook = Callable[[Manifest, int, float, bool], None]
-"""Is told of every run: of which artifact, how many inputs, the seconds it took, whether it gave finite outputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How one batch went.
+
+    Attributes:
+        rows: Inputs in it.
+        seconds: That passed.
+        cpu_seconds: Of the processor that the calling thread used: what others do on the machine is not in it.
+        is_good: Whether the outputs are finite.
+    """
+
+    rows: int
+    seconds: float
+    cpu_seconds: float
+    is_good: bool
+
+
+RunHook = Callable[[Manifest, Run], None]
+"""Is told of every run, and which artifact ran."""
 
 _ORT_ERRORS = (
     ort_errors.EPFail,
@@ -233,13 +252,14 @@ class Runtime:
 
     def _run(self, live: _Live, batch: Float32Array) -> tuple[Float32Array, bool]:
         """Return the logits and whether they are finite, and tell the hook."""
-        began, is_finite = time.perf_counter(), False
+        began, cpu_began, is_finite = time.perf_counter(), time.thread_time(), False
         try:
             logits: Float32Array = run_session(live.session, [live.output], {live.spec.name: batch})[0]
             is_finite = bool(np.isfinite(logits).all())
         finally:
             if self._on_run is not None:
-                self._on_run(live.manifest, len(batch), time.perf_counter() - began, is_finite)
+                seconds, cpu_seconds = time.perf_counter() - began, time.thread_time() - cpu_began
+                self._on_run(live.manifest, Run(len(batch), seconds, cpu_seconds, is_finite))
         return logits, is_finite
 
     def swap(self, manifest: Manifest, read_blob: BlobReader, *, is_trial: bool = False) -> Future[None]:

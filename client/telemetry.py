@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from client.runtime import Run
 from client.slots import Target
 from protos.quantfleet.v1 import telemetry_pb2 as pb
 from quantization.artifact import Manifest
@@ -72,14 +73,14 @@ class _Runs:
     latency: list[int] = field(default_factory=lambda: [0] * LATENCY_BUCKETS)
     sum_seconds: float = 0.0
 
-    def add(self, rows: int, seconds: float, *, is_good: bool) -> None:
+    def add(self, run: Run) -> None:
         """Count one batch."""
-        if not is_good:
-            self.failures += rows
+        if not run.is_good:
+            self.failures += run.rows
             return
-        self.samples += rows
-        self.sum_seconds += rows * seconds
-        self.latency[latency_bucket(seconds)] += rows
+        self.samples += run.rows
+        self.sum_seconds += run.rows * run.seconds
+        self.latency[latency_bucket(run.seconds)] += run.rows
 
 
 @dataclass(slots=True, eq=False)
@@ -175,11 +176,11 @@ class Telemetry:
                 return
             self._targets.insert(0, Counted(manifest, target))
 
-    def record(self, manifest: Manifest, rows: int, seconds: float, is_good: bool) -> None:
+    def record(self, manifest: Manifest, run: Run) -> None:
         """Count one batch; the hook of a runtime."""
         with self._lock:
-            self._of(manifest).runs.add(rows, seconds, is_good=is_good)
-            self._total.add(rows, seconds, is_good=is_good)
+            self._of(manifest).runs.add(run)
+            self._total.add(run)
 
     def of(self, manifest: Manifest) -> Counted:
         """Return where the runs of an artifact are counted now."""

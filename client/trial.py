@@ -22,7 +22,7 @@ class TrialRules:
         least_runs: Inferences that it takes to pass, and that both need before their latency is compared.
         longest_seconds: It passes then, however few inferences there were.
         most_failures: Inferences that may fail; one more ends it.
-        latency_ratio: Most that the 95th percentile may be, in units of that of what served before.
+        latency_ratio: Most that the 95th percentile of processor time may be, in units of that of what served before.
     """
 
     least_seconds: float = 60.0
@@ -54,6 +54,8 @@ class Verdict(StrEnum):
 @dataclass(slots=True)
 class RunCounts:
     """How the inferences of one artifact went; 1 KB whatever their number.
+
+    Times are of the processor: what else goes on on a device must not end a trial.
 
     Attributes:
         runs: How many there were.
@@ -113,7 +115,7 @@ class RunMeter:
         self._tried, self._before = RunCounts(), RunCounts()
 
     def record(self, manifest: Manifest, seconds: float, is_good: bool) -> None:
-        """Count one inference; the hook of a runtime."""
+        """Count one inference, by the seconds of the processor that it used."""
         with self._lock:
             counts = self._tried if manifest is self._candidate else self._before
             counts.add(seconds, is_good=is_good)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from client.fetching import fetch_artifact, fetch_blobs
 from client.garbage import Limits, collect, make_room
 from client.partial import PartialBlobs
-from client.runtime import InputHook, RunHook, Runtime
+from client.runtime import InputHook, Run, RunHook, Runtime
 from client.self_testing import IsolatedTest, run_isolated
 from client.slots import Event, Phase, Slots, Target
 from client.state import StateFolder
@@ -324,9 +324,9 @@ class Updater:
             self._revert()
             self._state.advance(event)
 
-    def _count(self, manifest: Manifest, rows: int, seconds: float, is_good: bool) -> None:
-        self._meter.record(manifest, seconds, is_good)
-        self._on_run(manifest, rows, seconds, is_good)
+    def _count(self, manifest: Manifest, run: Run) -> None:
+        self._meter.record(manifest, run.cpu_seconds, run.is_good)
+        self._on_run(manifest, run)
 
     def _revert(self) -> None:
         if self.runtime is not None:

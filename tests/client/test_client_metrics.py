@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from waiting import eventually
 
 from client.metrics import DeviceMetrics, InstallMetrics, OwnMetrics, serving_metrics
+from client.runtime import Run
 from protos.quantfleet.v1 import telemetry_pb2 as pb
 from quantization.errors import ConfigurationError, MalformedError
 
@@ -67,7 +68,7 @@ def test_latencies_are_cumulative_in_octaves(tmp_path: Path) -> None:
     registry = CollectorRegistry()
     with running_agent(tmp_path, None) as agent:
         for microseconds in (10, 100, 1000, 1e9):
-            agent.telemetry.record(OLD.manifest, 1, microseconds * 1e-6, True)
+            agent.telemetry.record(OLD.manifest, Run(1, microseconds * 1e-6, microseconds * 1e-6, True))
         DeviceMetrics(agent, registry)
         seen = samples(registry)
     name = "quantfleet_client_inference_duration_seconds_bucket"
@@ -99,7 +100,7 @@ def test_counters_are_shown_where_the_folder_cannot_be_read(tmp_path: Path) -> N
 def test_metrics_are_served_over_http(tmp_path: Path) -> None:
     metrics = OwnMetrics()
     with running_agent(tmp_path, None) as agent, metrics.serving(agent, "127.0.0.1:0") as address:
-        agent.telemetry.record(OLD.manifest, len(INPUTS), 1e-3, True)
+        agent.telemetry.record(OLD.manifest, Run(len(INPUTS), 1e-3, 1e-3, True))
         text = urllib.request.urlopen(f"http://{address}/metrics", timeout=60).read().decode()
     assert "quantfleet_client_inferences_total 4.0" in text
 

@@ -1,6 +1,7 @@
 import pytest
 from artifacts import example
 
+from client.runtime import Run
 from client.slots import Target
 from client.telemetry import MAX_INSTALLS, Telemetry, latency_bucket
 from protos.quantfleet.v1 import telemetry_pb2 as pb
@@ -21,8 +22,8 @@ def served(*manifests: Manifest, clock: list[float] | None = None) -> Telemetry:
 def test_a_report_says_what_ran_and_how_it_went() -> None:
     clock = [5.0]
     telemetry = served(OLD, clock=clock)
-    telemetry.record(OLD, 3, 100e-6, True)
-    telemetry.record(OLD, 2, 1.0, False)
+    telemetry.record(OLD, Run(3, 100e-6, 100e-6, True))
+    telemetry.record(OLD, Run(2, 1.0, 1.0, False))
     counted = telemetry.of(OLD)
     telemetry.label(counted, is_hit=True)
     telemetry.label(counted, is_hit=False)
@@ -63,8 +64,8 @@ def test_latencies_fall_into_half_octaves(seconds: float, bucket: int) -> None:
 
 def test_each_target_has_a_report_of_its_own_and_the_one_that_serves_has_the_attempts() -> None:
     telemetry = served(OLD, NEW)
-    telemetry.record(OLD, 1, 1e-3, True)
-    telemetry.record(NEW, 2, 1e-3, True)
+    telemetry.record(OLD, Run(1, 1e-3, 1e-3, True))
+    telemetry.record(NEW, Run(2, 1e-3, 1e-3, True))
     telemetry.install(pb.InstallAttempt(version=2, outcome=pb.INSTALL_OUTCOME_ACTIVATED))
     reports = telemetry.take(NEW, MEMORY)
     assert [(report.version, report.counts.samples, len(report.installs)) for report in reports] == [
@@ -74,9 +75,9 @@ def test_each_target_has_a_report_of_its_own_and_the_one_that_serves_has_the_att
 
 def test_the_same_artifact_under_a_newer_version_is_counted_apart() -> None:
     telemetry = served(OLD)
-    telemetry.record(OLD, 1, 1e-3, True)
+    telemetry.record(OLD, Run(1, 1e-3, 1e-3, True))
     telemetry.serve(OLD, Target(9, OLD.digest()))
-    telemetry.record(OLD, 2, 1e-3, True)
+    telemetry.record(OLD, Run(2, 1e-3, 1e-3, True))
     reports = telemetry.take(OLD, MEMORY)
     assert [(report.version, report.counts.samples) for report in reports] == [(1, 1), (9, 2)]
 
@@ -89,7 +90,7 @@ def test_a_report_never_counts_more_labels_or_judged_samples_than_samples() -> N
     telemetry.judge(counted, 10, 3)
     seen: list[tuple[int, int, int, int]] = []
     for rows in (4, 4, 4):
-        telemetry.record(OLD, rows, 1e-3, True)
+        telemetry.record(OLD, Run(rows, 1e-3, 1e-3, True))
         (report,) = telemetry.take(OLD, MEMORY)
         counts = report.counts
         assert counts.hits <= counts.labelled <= counts.samples
@@ -110,7 +111,7 @@ def test_attempts_wait_while_nothing_serves_and_are_bounded() -> None:
 
 def test_what_no_target_named_is_counted_under_version_zero() -> None:
     telemetry = served()
-    telemetry.record(OLD, 1, 1e-3, True)
+    telemetry.record(OLD, Run(1, 1e-3, 1e-3, True))
     (report,) = telemetry.take(OLD, MEMORY)
     assert (report.version, report.manifest_digest.hex()) == (0, OLD.digest())
 
@@ -121,16 +122,16 @@ def test_targets_that_are_long_gone_take_no_memory() -> None:
         telemetry.serve(NEW, Target(version, NEW.digest()))
         telemetry.take(OLD, MEMORY)
     assert len(telemetry._targets) <= 5
-    telemetry.record(OLD, 1, 1e-3, True)
+    telemetry.record(OLD, Run(1, 1e-3, 1e-3, True))
     assert [report.version for report in telemetry.take(OLD, MEMORY)] == [1]
 
 
 def test_totals_go_on_over_reports() -> None:
     telemetry = served(OLD)
     for _ in range(3):
-        telemetry.record(OLD, 2, 1e-3, True)
+        telemetry.record(OLD, Run(2, 1e-3, 1e-3, True))
         telemetry.take(OLD, MEMORY)
-    telemetry.record(OLD, 1, 1e-3, False)
+    telemetry.record(OLD, Run(1, 1e-3, 1e-3, False))
     totals = telemetry.totals()
     assert (totals.samples, totals.failures, sum(totals.latency)) == (6, 1, 6)
     assert totals.sum_seconds == pytest.approx(6e-3)

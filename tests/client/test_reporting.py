@@ -9,6 +9,7 @@ from waiting import eventually
 
 from client.disk import Disk
 from client.reporting import Reporter, ReportSettings
+from client.runtime import Run
 from client.slots import Target
 from client.state import StateFolder
 from client.telemetry import Telemetry
@@ -34,7 +35,7 @@ class Bench:
         )
 
     def count(self, samples: int, *, is_good: bool = True) -> None:
-        self.telemetry.record(MANIFEST, samples, 1e-3, is_good)
+        self.telemetry.record(MANIFEST, Run(samples, 1e-3, 1e-3, is_good))
         self.reporter.spool()
 
     def stored(self) -> list[tuple[int, int]]:
@@ -69,7 +70,7 @@ def test_nothing_is_reported_where_nothing_happened(bench: Bench) -> None:
 
 def test_reports_survive_a_restart(tmp_path: Path) -> None:
     first = Bench(tmp_path)
-    first.telemetry.record(MANIFEST, 4, 1e-3, True)
+    first.telemetry.record(MANIFEST, Run(4, 1e-3, 1e-3, True))
     first.reporter.close()
     first.state.close()
     again = Bench(tmp_path)
@@ -148,7 +149,7 @@ def test_what_does_not_fit_on_the_disk_waits_in_memory(tmp_path: Path) -> None:
 def test_the_thread_reports_at_once_when_it_is_asked_to(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.reporter.start()
-    bench.telemetry.record(MANIFEST, 2, 1e-3, True)
+    bench.telemetry.record(MANIFEST, Run(2, 1e-3, 1e-3, True))
     bench.reporter.soon()
     eventually(lambda: bench.stored() == [(1, 2)])
     bench.reporter.close()
@@ -158,7 +159,7 @@ def test_the_thread_reports_at_once_when_it_is_asked_to(tmp_path: Path) -> None:
 def test_the_thread_comes_back_after_the_server_was_away(tmp_path: Path) -> None:
     bench = Bench(tmp_path, interval_seconds=0.02)
     bench.link.is_reachable = False
-    bench.telemetry.record(MANIFEST, 2, 1e-3, True)
+    bench.telemetry.record(MANIFEST, Run(2, 1e-3, 1e-3, True))
     bench.reporter.start()
     eventually(lambda: bench.reporter.waiting == 1)
     bench.link.is_reachable = True

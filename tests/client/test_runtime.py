@@ -319,9 +319,7 @@ class BrokenSession:
 def test_where_an_artifact_on_trial_fails_what_served_before_steps_in(outputs: np.ndarray | None) -> None:
     old, new = example().artifact(0), example().artifact(1, width=1.0)
     x, told = example().inputs(2), []
-    runtime = runtime_of(
-        old, on_run=lambda manifest, _, __, is_good: told.append((manifest.generation, is_good))
-    )
+    runtime = runtime_of(old, on_run=lambda manifest, run: told.append((manifest.generation, run.is_good)))
     wanted = runtime.infer(x)
     runtime.swap(new.manifest, new.blobs.__getitem__, is_trial=True).result(timeout=60)
     runtime._live = replace(runtime._live, session=BrokenSession(outputs))
@@ -370,7 +368,7 @@ def test_no_inference_fails_whenever_a_trial_is_left() -> None:
 
 def test_the_hook_is_told_how_long_a_run_took() -> None:
     told: list[float] = []
-    runtime = runtime_of(example().artifact(), on_run=lambda _, __, seconds, ___: told.append(seconds))
+    runtime = runtime_of(example().artifact(), on_run=lambda _, run: told.append(run.seconds))
     with pytest.raises(InvalidDataError):
         runtime.infer(np.zeros((1, 1), np.float32))  # not a failure of the artifact
     runtime.infer(example().inputs(1))
