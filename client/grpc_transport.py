@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -33,6 +33,7 @@ from client.slots import Target
 from client.transport import NOTHING_COMPLETE, Offer, Piece, Want
 from client.update_messages import (
     Announcements,
+    Reported,
     metadata_chunks,
     offer_of,
     parsed,
@@ -57,18 +58,6 @@ class Credentials(Protocol):
     def channel_credentials(self) -> grpc.ChannelCredentials:
         """Return those of its connections."""
         ...
-
-
-class Reported(NamedTuple):
-    """What the service has of a device's telemetry.
-
-    Attributes:
-        stored_sequence: Reports up to this number are stored; 0 if none is.
-        retry_after_seconds: To wait before the next report; 0 if the device may choose.
-    """
-
-    stored_sequence: int
-    retry_after_seconds: float
 
 
 class GrpcTransport:

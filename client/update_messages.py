@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
@@ -22,6 +22,18 @@ MAX_REQUEST_BYTES = 192 << 10
 """Largest request with reports; the service reads up to 256 KiB."""
 
 _Message = TypeVar("_Message", bound=Message)
+
+
+class Reported(NamedTuple):
+    """What the service has of a device's telemetry.
+
+    Attributes:
+        stored_sequence: Reports up to this number are stored; 0 if none is.
+        retry_after_seconds: To wait before the next report; 0 if the device may choose.
+    """
+
+    stored_sequence: int
+    retry_after_seconds: float
 
 
 def question(device_class: str, model_digest: str, serving: Target | None) -> dict[str, Any]:

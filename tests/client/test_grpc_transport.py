@@ -1,4 +1,6 @@
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -41,6 +43,7 @@ from server import delta_store
 
 OLD, NEW = (example("mlp").artifact(n, width=3.0 + n, bits=8 - n, is_observed=False) for n in range(2))
 MODEL = OLD.manifest.model_digest
+ROOT = Path(__file__).parents[2]
 HURRIED = GrpcSettings(
     call_seconds=10, stall_seconds=10, first_backoff_seconds=0.05, most_backoff_seconds=0.2
 )
@@ -108,6 +111,11 @@ def test_what_is_closed_reaches_nobody(tmp_path: Path) -> None:
             with pytest.raises(UnreachableError, match="closed"):
                 call()
         assert list(transport.watch(CLASS, MODEL)) == []
+
+
+def test_signatures_cost_no_memory_where_nobody_asks_for_them() -> None:
+    script = "import sys, client.grpc_transport; sys.exit('tuf' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
 
 
 # Check.
