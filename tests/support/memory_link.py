@@ -63,9 +63,9 @@ class MemoryLink(MemoryUpdates):
         serving: Callable[[], Target | None],  # noqa: ARG002
     ) -> MemoryWatch:
         watch = MemoryWatch()
+        self.watches.append(watch)  # before the look: what is published in between comes twice, not never
         if self.target is not None:
             watch.offers.put(Offer(self.target))
-        self.watches.append(watch)
         return watch
 
     def report(self, reports: Sequence[TelemetryReport]) -> Stored:
