@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from sqlalchemy import Engine, select, update
 from sqlalchemy.exc import IntegrityError
@@ -30,7 +30,9 @@ from server.generation import Event, Generation, IllegalTransitionError, Step, n
 from server.served_manifest import served_manifest
 from server.tables import AuditRow, DeviceClassRow, GenerationRow, LabRow, ModelRow
 from server.tuning_tables import RoundRow
-from strategies.rounds import RoundEnd
+
+if TYPE_CHECKING:  # rounds bring Flower with them, which a registry needs nothing of
+    from strategies.rounds import RoundEnd
 
 _Value = TypeVar("_Value")
 
@@ -276,7 +278,7 @@ class Registry:
                 _value(AuditEntry, row) for row in session.scalars(select(AuditRow).order_by(AuditRow.id))
             )
 
-    def add_round(self, model_digest: str, device_class: str, number: int, end: RoundEnd) -> None:
+    def add_round(self, model_digest: str, device_class: str, number: int, end: "RoundEnd") -> None:
         """Keep how a round ended; `NO_CLASS` and `NO_GENERATION` stand for what was not known yet."""
         counted = {**asdict(end), "failed": json.dumps(dict(end.failed), sort_keys=True)}
         with self._writing() as session:
