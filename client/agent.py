@@ -277,11 +277,14 @@ class Agent:
             try:
                 watch = link.watch(self._settings.device_class, self._model_digest(), self._serving)
                 self._announcements = watch
-                if not self._is_closed.is_set():
-                    for offer in watch:
-                        backoff.reset()
-                        _events.info("target_announced", version=offer.target.version)
-                        self._worker.announce(offer)
+                try:
+                    if not self._is_closed.is_set():
+                        for offer in watch:
+                            backoff.reset()
+                            _events.info("target_announced", version=offer.target.version)
+                            self._worker.announce(offer)
+                finally:
+                    watch.cancel()  # the link remembers it until then
             except QuantFleetError as error:
                 _events.warning("watch_failed", error=str(error))
             except Exception:  # noqa: BLE001  # a device must hear of its targets

@@ -115,11 +115,13 @@ class UpdateWorker:
         self._rng, self._on_attempt, self._is_quiet, self._clock = rng, on_attempt, is_quiet, clock
         self._backoff = Backoff(pace.first_backoff_seconds, pace.longest_backoff_seconds, rng)
         self._asked: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._announced: Offer | None = None
         self._offered: Target | None = None
         self._has_service = has_service
         self._due_at = self._watch_at = clock()
         self._chores = {chore: clock() + chore.every_seconds for chore in chores}
         self._is_open = True
+        self._lock = threading.Lock()  # of what other threads change
         self._thread = threading.Thread(target=self._run, name="quantfleet-update", daemon=True)
 
     def start(self) -> None:
@@ -127,14 +129,14 @@ class UpdateWorker:
         self._thread.start()
 
     def announce(self, offer: Offer) -> None:
-        """Take an announced target, when the server wants that; any thread may call this."""
+        """Take an announced target, when the server wants that; any thread may call this.
 
-        def take() -> None:
-            self._offered = offer.target
-            wait = min(max(offer.fetch_after_seconds, 0.0), self._pace.longest_spread_seconds)
-            self._due_at = min(self._due_at, self._clock() + wait) if wait else self._clock()
-
-        self._ask(take)
+        Of several that are announced while the worker is busy the last one counts: a server cannot fill the memory.
+        """
+        with self._lock:
+            is_waiting, self._announced = self._announced is not None, offer
+        if not is_waiting:
+            self._ask(self._take_announced)
 
     def roll_back(self) -> Result:
         """Go back to what served before; any thread may call this, and waits.
@@ -153,17 +155,19 @@ class UpdateWorker:
 
     def close(self, timeout_seconds: float = 30.0) -> None:
         """Stop, once what goes on has ended."""
-        self._is_open = False
+        with self._lock:
+            self._is_open = False
         self._asked.put(None)
         if self._thread.is_alive():
             self._thread.join(timeout_seconds)
 
     def _ask(self, act: Callable[[], Any]) -> Future[Any]:
         future: Future[Any] = Future()
-        if self._is_open:
-            self._asked.put((act, future))
-        else:
-            future.set_exception(UnreachableError("the agent is ending"))
+        with self._lock:  # what is put while it is open is answered before the thread ends
+            if self._is_open:
+                self._asked.put((act, future))
+                return future
+        future.set_exception(UnreachableError("the agent is ending"))
         return future
 
     # In the thread.
@@ -201,6 +205,14 @@ class UpdateWorker:
             future.set_result(act())
         except Exception as error:  # noqa: BLE001  # who asked is told
             future.set_exception(error)
+
+    def _take_announced(self) -> None:
+        with self._lock:
+            offer, self._announced = self._announced, None
+        if offer is not None:
+            self._offered = offer.target
+            wait = min(max(offer.fetch_after_seconds, 0.0), self._pace.longest_spread_seconds)
+            self._due_at = min(self._due_at, self._clock() + wait) if wait else self._clock()
 
     def _watch(self) -> None:
         self._watch_at = self._clock() + _TICK_SECONDS  # where it raises

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from agents import BROKEN, EXAMPLE, INPUTS, NEW, NEWER, OLD, running_agent, version_of
-from memory_link import MemoryLink
+from memory_link import MemoryLink, MemoryWatch
 from waiting import eventually
 
 from client.agent import Agent
@@ -15,12 +15,14 @@ from client.runtime import Runtime
 from client.sampler import Sampler
 from client.slots import Phase, Target
 from client.state import StateFolder
+from client.transport import Offer
 from client.update_worker import Chore, UpdatePace
 from protos.quantfleet.v1 import telemetry_pb2 as pb
 from quantization.errors import (
     ConfigurationError,
     IllegalTransitionError,
     InvalidDataError,
+    MalformedError,
     NotFoundError,
     UnreachableError,
 )
@@ -315,3 +317,69 @@ def test_outputs_that_are_no_classes_are_answered_and_take_no_labels(
         assert answer.output.shape == (4, 1, 4)
         with pytest.raises(NotFoundError):
             agent.label(answer.sample_id, 0)
+
+
+class RefusedWatch(MemoryWatch):
+    """Announcements that the server refuses."""
+
+    def __iter__(self) -> Iterator[Offer]:
+        raise MalformedError("no such model")
+
+
+class RefusingLink(MemoryLink):
+    """A link that remembers a watch until it is cancelled, as the real one does; most are refused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def watch(self, *_: object) -> MemoryWatch:
+        self.asked += 1
+        made = RefusedWatch()
+        self.watches = [*(one for one in self.watches if one.is_connected), made]
+        return made
+
+
+def test_watches_that_are_refused_are_given_up(tmp_path: Path) -> None:
+    link = RefusingLink()
+    with running_agent(tmp_path, link):
+        eventually(lambda: link.asked >= 4)
+        assert len(link.watches) <= 2
+
+
+def test_of_many_announcements_the_last_one_waits(tmp_path: Path, link: MemoryLink) -> None:
+    with running_agent(tmp_path, link, is_started=False) as agent:
+        worker = agent._worker
+        for version in range(1, 1000):
+            worker.announce(Offer(Target(version, "ab" * 32)))
+        assert worker._asked.qsize() == 1
+        worker._answer()
+        assert worker._offered == Target(999, "ab" * 32)
+        worker.announce(Offer(Target(1000, "ab" * 32)))
+        assert worker._asked.qsize() == 1
+
+
+def test_whoever_asks_while_the_agent_ends_is_told(tmp_path: Path, link: MemoryLink) -> None:
+    link.publish(OLD, 1)
+    with running_agent(tmp_path, link) as agent:
+        is_over, ended = threading.Event(), []
+
+        def ask() -> None:
+            while not is_over.is_set():
+                try:
+                    agent.roll_back()
+                except IllegalTransitionError:
+                    continue
+                except UnreachableError:
+                    ended.append(True)
+                    return
+
+        threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        eventually(lambda: version_of(agent) == 1)
+        agent.close()
+        for thread in threads:
+            thread.join(30)
+        is_over.set()
+        assert len(ended) == 4
