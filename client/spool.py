@@ -9,7 +9,9 @@
 2. A report is on the disk for good when `append` returns, and is removed when the server has it.
 3. Before the first report is sent the server is asked for the greatest number that it knows of this device: a device
    whose folder was wiped goes on above it, and is not taken for its own echo.
-4. The spool is bounded: where a new report does not fit, the oldest ones go once it is written. They leave a gap in
+4. Where it is damaged what was used, the server is asked again: numbers go on above what it knows. Telemetry is never
+   why a device does not serve.
+5. The spool is bounded: where a new report does not fit, the oldest ones go once it is written. They leave a gap in
    the numbers, and are counted.
 """
 
@@ -21,7 +23,7 @@ from pathlib import Path
 
 from client.disk import replace_file, unwritable
 from client.state import StateFolder
-from quantization.errors import ConfigurationError
+from quantization.errors import ConfigurationError, MalformedError
 
 _NAME = re.compile(r"[0-9]{20}")
 _CRC_BYTES = 4
@@ -65,9 +67,10 @@ class Spool:
         self._disk = state.disk
         self._path = state.path / "spool"
         self._max_bytes, self._max_reports = max_bytes, max_reports
-        self._used = self._read_used()
         names = sorted(path.name for path in self._path.glob("*") if _NAME.fullmatch(path.name))
         self._sizes = {int(name): (self._path / name).stat().st_size for name in names}
+        used = self._read_used()
+        self._used, self._is_sure = used or 0, used is not None or bool(self._sizes)
         self._next = max([self._used, *self._sizes]) + 1
 
     def __len__(self) -> int:
@@ -126,7 +129,7 @@ class Spool:
     @property
     def has_begun(self) -> bool:
         """Whether `begin_above` was called since the folder was made; if not, nothing may be sent."""
-        return (self._path / "begun").exists()
+        return self._is_sure and (self._path / "begun").exists()
 
     def begin_above(self, sequence: int) -> None:
         """Give the reports that wait, and those to come, numbers above the greatest that the server knows.
@@ -134,9 +137,13 @@ class Spool:
         A process that dies in between has sent nothing, and begins again.
 
         Raises:
+            MalformedError: If no device can have used that number.
             ConfigurationError: If the folder cannot be written.
         """
-        if self._next <= sequence < _MAX_SEQUENCE or (self._sizes and min(self._sizes) <= sequence):
+        if not 0 <= sequence < _MAX_SEQUENCE:
+            raise MalformedError(f"the server says that it has report {sequence} of this device")
+        is_behind = not self._is_sure or self._next <= sequence
+        if is_behind or (self._sizes and min(self._sizes) <= sequence):
             waiting = list(self.pending())
             highest = max(sequence, self._next - 1)
             self._write(self._path / "used", b"%d\n" % highest)
@@ -145,6 +152,7 @@ class Spool:
                 self.append(report.data)
             self._forget(report.sequence for report in waiting if report.sequence in self._sizes)
         self._write(self._path / "begun", b"")
+        self._is_sure = True
 
     def _drop_oldest(self) -> None:
         """Drop reports, oldest first, until the others are within the bounds; the newest stays."""
@@ -167,14 +175,15 @@ class Spool:
                 raise unwritable(path, error) from error
             self._sizes.pop(sequence, None)
 
-    def _read_used(self) -> int:
-        path = self._path / "used"
+    def _read_used(self) -> int | None:
+        """Return what the file says; 0 where there is none, None where it is damaged."""
         try:
-            return int(path.read_text())
+            used = int((self._path / "used").read_bytes()[: len(str(_MAX_SEQUENCE)) + 1])
         except FileNotFoundError:
             return 0
-        except ValueError as error:
-            raise ConfigurationError(f"{path} is damaged: it must hold one number") from error
+        except (ValueError, OSError):
+            return None
+        return used if 0 <= used <= _MAX_SEQUENCE else None
 
     def _write(self, path: Path, data: bytes) -> None:
         try:

@@ -6,7 +6,7 @@ from dying_disk import DyingDisk, deaths
 
 from client.spool import Spool
 from client.state import StateFolder
-from quantization.errors import ConfigurationError
+from quantization.errors import ConfigurationError, MalformedError
 
 
 def waiting(spool: Spool) -> dict[int, bytes]:
@@ -174,3 +174,42 @@ def test_no_death_while_numbers_change_loses_a_report(tmp_path: Path) -> None:
             found = waiting(spool)
             assert {*found.values()} == {b"one", b"two"}
             assert min(found) > 70
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x00\xff", b"-1", b"9" * 40])
+def test_where_it_is_damaged_what_was_used_the_server_is_asked(tmp_path: Path, damage: bytes) -> None:
+    with StateFolder(tmp_path) as state:
+        spool = Spool(state)
+        spool.begin_above(0)
+        spool.mark_sent(spool.append(b"one"))
+    (tmp_path / "spool" / "used").write_bytes(damage)
+    with StateFolder(tmp_path) as state:
+        spool = Spool(state)
+        spool.append(b"two")
+        assert not spool.has_begun
+        spool.begin_above(1)
+        assert (waiting(spool), spool.has_begun) == ({2: b"two"}, True)
+        spool.mark_sent(2)
+    with StateFolder(tmp_path) as state:
+        spool = Spool(state)
+        assert (spool.has_begun, spool.append(b"three")) == (True, 3)
+
+
+def test_reports_that_wait_say_what_was_used(tmp_path: Path) -> None:
+    with StateFolder(tmp_path) as state:
+        spool = Spool(state)
+        spool.begin_above(7)
+        spool.append(b"one")
+    (tmp_path / "spool" / "used").write_bytes(b"?")
+    with StateFolder(tmp_path) as state:
+        spool = Spool(state)
+        assert (spool.has_begun, waiting(spool), spool.last_used) == (True, {8: b"one"}, 8)
+
+
+def test_a_number_that_no_device_can_have_used_is_refused(tmp_path: Path) -> None:
+    with StateFolder(tmp_path) as state:
+        spool = Spool(state)
+        spool.append(b"one")
+        with pytest.raises(MalformedError, match="has report"):
+            spool.begin_above(1 << 63)
+        assert (waiting(spool), spool.append(b"two")) == ({1: b"one"}, 2)
