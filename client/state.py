@@ -189,8 +189,8 @@ class StateFolder:
         return _read_bounded(self._samples, _MAX_SAMPLES_BYTES)
 
     def write_samples(self, data: bytes) -> None:
-        """Keep a sampler's bytes."""
-        replace_file(self.disk, self._samples, data)
+        """Keep a sampler's bytes, which are inputs: for the owner of the folder alone."""
+        replace_file(self.disk, self._samples, data, is_private=True)
 
     def _clear_leftovers(self) -> None:
         """Remove what was not written to its end; while a guest is there, it may be what the guest writes now."""

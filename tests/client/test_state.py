@@ -256,3 +256,10 @@ def test_what_is_in_a_read_only_folder_can_be_served(tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match="cannot be written"):
             state.write_samples(b"")
     tmp_path.chmod(0o700)
+
+
+def test_sampled_inputs_are_for_the_owner_alone(tmp_path: Path) -> None:
+    with StateFolder(tmp_path) as state:
+        state.write_samples(b"inputs")
+        assert state.read_samples() == b"inputs"
+    assert (tmp_path / "samples.npz").stat().st_mode & 0o777 == 0o600
