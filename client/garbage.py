@@ -15,7 +15,13 @@ from client.slots import NEXT_PHASE, Event
 from client.state import StateFolder
 from quantization.artifact import Manifest
 from quantization.blob import HEADER_BYTES
-from quantization.errors import DigestMismatchError, MalformedError, NotFoundError, UpdateRejectedError
+from quantization.errors import (
+    ConfigurationError,
+    DigestMismatchError,
+    MalformedError,
+    NotFoundError,
+    UpdateRejectedError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,11 @@ class Limits:
     disk_bytes: int = 2 << 30
     free_bytes: int = 64 << 20
     metered_bytes: int = 256 << 10
+
+    def __post_init__(self) -> None:
+        """Refuse what is less than nothing."""
+        if min(self.disk_bytes, self.free_bytes, self.metered_bytes) < 0:
+            raise ConfigurationError(f"limits are 0 bytes or more, not {self}")
 
     def may_fetch(self, update_bytes: int, *, is_metered: bool) -> bool:
         """Return whether an update of this size may be fetched now, or waits for another network."""

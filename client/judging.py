@@ -147,8 +147,8 @@ class Judge:
         return []
 
     def _judge(self, answered: Sequence[_Answered], counted: Counted) -> None:
-        rows = np.stack([one.row for one in answered])
         try:
+            rows = np.stack([one.row for one in answered])
             said = judge_answers(
                 counted.manifest, self._read_blob, rows, [one.class_index for one in answered]
             )

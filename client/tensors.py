@@ -13,7 +13,14 @@ MAX_DIMENSIONS = 16
 
 
 def tensor_to_proto(array: AnyArray) -> Tensor:
-    """Return an array as a message."""
+    """Return an array as a message.
+
+    Raises:
+        InvalidDataError: If it is none of real numbers.
+    """
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        kind = getattr(array, "dtype", "no element type")
+        raise InvalidDataError(f"a model takes a float32 array, not {type(array).__name__} of {kind}")
     return Tensor(shape=array.shape, data=np.ascontiguousarray(array, "<f4").tobytes())
 
 

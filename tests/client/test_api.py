@@ -12,7 +12,7 @@ from waiting import eventually
 from client.api import Device, RemoteModel
 from client.connection import ServiceChoice
 from client.settings import DeviceSettings
-from quantization.errors import ConfigurationError, UnreachableError
+from quantization.errors import ConfigurationError, InvalidDataError, UnreachableError
 
 TABLES = {
     "limits": {"free_bytes": 0},
@@ -152,3 +152,9 @@ def test_many_threads_share_one_remote_model(folder: Path, updates: LiveUpdates)
         for thread in threads:
             thread.join()
         assert wrong == []
+
+
+@pytest.mark.parametrize("x", [[1.0], np.array([1j]), np.array([True]), np.array(["a"]), None])
+def test_what_is_no_array_of_numbers_is_refused_here(folder: Path, x: object) -> None:
+    with RemoteModel(folder / "none.sock") as model, pytest.raises(InvalidDataError, match="float32 array"):
+        model.infer(x)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from client.garbage import Limits, collect, make_room, named_digests, used_bytes
 from client.slots import Event, Phase, Slots, Target
 from client.state import StateFolder
 from quantization.artifact import Artifact
-from quantization.errors import UpdateRejectedError
+from quantization.errors import ConfigurationError, UpdateRejectedError
 
 OLDEST, OLD, NEW, NEXT = (
     example("mlp").artifact(number, width=4.0 + number, bits=bits, is_observed=False)
@@ -131,3 +131,9 @@ def test_over_a_metered_network_only_small_updates_come() -> None:
     assert limits.may_fetch(1000, is_metered=True)
     assert not limits.may_fetch(1001, is_metered=True)
     assert not Limits(metered_bytes=0).may_fetch(1, is_metered=True)
+
+
+@pytest.mark.parametrize("wrong", ["disk_bytes", "free_bytes", "metered_bytes"])
+def test_limits_below_nothing_are_refused(wrong: str) -> None:
+    with pytest.raises(ConfigurationError, match="0 bytes or more"):
+        Limits(**{wrong: -1})

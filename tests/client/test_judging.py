@@ -155,3 +155,14 @@ def test_none_is_judged_where_none_is_wanted() -> None:
 def test_settings_that_cannot_be_followed_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError, match="judge settings"):
         JudgeSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_inputs_that_make_no_batch_end_nothing() -> None:
+    made = Judged(batch=2)
+    for row in (INPUTS[:1], INPUTS[:1, :2]):  # as of a model that takes inputs of any length
+        made.judge.offer(row, SAID[:1], made.counted)
+    made.judge.start()
+    eventually(lambda: made.judge.failures == 1)
+    made.offer(0, 2)
+    eventually(lambda: made.counted.agreements.judged == 2)
+    made.judge.close()
