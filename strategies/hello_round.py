@@ -100,7 +100,10 @@ def hello(
 
 
 def with_unique_names(devices: Sequence[DeviceHello]) -> tuple[DeviceHello, ...]:
-    """Return the devices in the order of their ranks; a name that several claim is taken from all of them."""
-    claims = Counter(device.name for device in devices)
+    """Return the devices in the order of their ranks; a name that several claim is taken from all of them.
+
+    A node's number is its own: nobody can go by the number of another, under which facts about that one are kept.
+    """
+    claims = Counter(name for device in devices for name in {device.name, str(device.node_id)})
     known = (device if claims[device.name] == 1 else replace(device, name="") for device in devices)
     return tuple(sorted(known, key=lambda device: device.rank))

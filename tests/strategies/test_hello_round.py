@@ -89,3 +89,10 @@ def test_the_order_of_named_devices_outlives_their_nodes() -> None:
 def test_a_name_that_several_claim_is_nobodys() -> None:
     devices = with_unique_names(_named("a", "b", "a"))
     assert [(device.name, device.node_id) for device in devices] == [("", 7), ("", 9), ("b", 8)]
+
+
+def test_the_number_of_another_node_is_no_name() -> None:
+    liar, other, own = _named("8", "", "7")
+    devices = with_unique_names((liar, other, own))
+    assert {device.node_id: device.name for device in devices} == {9: "", 8: "", 7: "7"}
+    assert len({device.key for device in devices}) == 3
