@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from client.api import RemoteModel
-from quantization.errors import NotFoundError, QuantFleetError, UnreachableError
+from quantization.errors import NotFoundError, OverloadedError, QuantFleetError, UnreachableError
 
 FIELD, LAB = "field", "lab"
 _REPORT_SECONDS = 0.5
@@ -141,8 +141,8 @@ class _Load:
         for place in range(self._order.labelled):
             try:
                 model.label(answer.sample_id + place, int(classes[place]))
-            except (NotFoundError, UnreachableError):
-                return  # it was answered too long ago, or the agent has been started anew
+            except QuantFleetError:
+                return  # it was answered too long ago, or the agent is busy, or has been started anew
 
 
 def _wait_for(model: RemoteModel, x: Any) -> None:  # noqa: ANN401
@@ -151,7 +151,7 @@ def _wait_for(model: RemoteModel, x: Any) -> None:  # noqa: ANN401
     while True:
         try:
             model.infer(x)
-        except (NotFoundError, UnreachableError):
+        except (NotFoundError, OverloadedError, UnreachableError):
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.2)

@@ -27,6 +27,7 @@ def start_postgres(children: ChildProcesses, folder: Path) -> str:
     """
     initdb, server = _program("initdb"), _program("postgres")
     folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)  # whoever reaches the socket is believed to be the database's owner
     prefix = _as_unprivileged(folder)
     data = folder / "data"
     made = subprocess.run(  # noqa: S603 - our own words
