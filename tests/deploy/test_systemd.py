@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,9 @@ from pathlib import Path
 
 import pytest
 from deployed_commands import UNITS, unit_sections
+
+from client.credentials import FOLDER
+from client.supernode_key import PRIVATE_KEY
 
 SYSTEMD = shutil.which("systemd-analyze")
 FOLDERS = {
@@ -74,3 +78,11 @@ def test_systemd_finds_the_unit_locked_down(path: Path) -> None:
     found = re.search(r"Overall exposure level for \S+: ([\d.]+)", result.stdout)
     assert found, result.stderr
     assert float(found[1]) <= MOST_EXPOSED
+
+
+def test_the_supernode_has_the_key_that_enrolment_writes_for_it() -> None:
+    [unit] = [path for path in UNITS if "supernode" in path.name]
+    words = shlex.split(settings(unit)["ExecStart"])
+    key = Path(words[words.index("--auth-supernode-private-key") + 1])
+    assert key == Path("/var/lib/quantfleet-client") / FOLDER / PRIVATE_KEY
+    assert "device-name=" in words[words.index("--node-config") + 1]
