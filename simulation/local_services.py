@@ -28,7 +28,7 @@ review_seconds = 0.5
 grace_seconds = 1.0
 
 [plan]
-shares = [0.25, 0.6]
+shares = [0.1, 0.6]
 canaries = 3
 
 # A dozen devices cannot show that a version is not two points worse: no alarm for a while is enough.

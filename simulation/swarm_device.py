@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 from grpc import aio
 
 from protos.quantfleet.v1 import update_pb2 as pb
@@ -149,7 +150,16 @@ class SwarmDevice:
             if wanted.manifest_digest.hex() != self.manifest_digest:
                 if not self._target.is_at_once:
                     await asyncio.sleep(wanted.fetch_after_seconds)
-                await self._fetch(stub, wanted.manifest_digest.hex())
+                try:
+                    await self._fetch(stub, wanted.manifest_digest.hex())
+                except aio.AioRpcError as error:
+                    if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                        raise
+                    # The server has too many streams: the watch goes on, and the fetch is tried again.
+                    self._counts.errors["resource_exhausted"] += 1
+                    await asyncio.sleep(max(_pushback_seconds(error), _LEAST_WAIT_SECONDS))
+                    self._changed.set()
+                    continue
             self._version = wanted.version
             self._wait_seconds = _LEAST_WAIT_SECONDS
             self._say("current", wanted)
