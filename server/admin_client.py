@@ -140,7 +140,7 @@ class AdminClient:
         reason: str = "",
         is_immediate: bool = False,
         is_again: bool = False,
-    ) -> pb.Rollout:
+    ) -> pb.PublishResponse:
         """Sign what the server asks for, with keys that never leave this machine, and open the rollout.
 
         Args:
@@ -162,7 +162,7 @@ class AdminClient:
             signed_targets=_signed(plan, offline, now_seconds),
             is_again=is_again,
         )
-        return self._call(self._stub.Publish, request, pb.PublishResponse).rollout
+        return self._call(self._stub.Publish, request, pb.PublishResponse)
 
     def _call(self, method: Callable[..., Any], request: Message, kind: type[_Response]) -> _Response:
         try:

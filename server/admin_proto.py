@@ -35,9 +35,7 @@ def rollout_to_proto(rollout: Rollout, *, devices: int, generation: int) -> pb.R
     )
 
 
-def first_version_to_proto(
-    change: PlannedChange, published: Published, *, generation: int, at_seconds: float, reason: str
-) -> pb.Rollout:
+def first_version_to_proto(change: PlannedChange, published: Published, *, generation: int) -> pb.Rollout:
     """Return the first version of a target, which has no rollout, as if it were one that is complete."""
     return pb.Rollout(
         model_digest=bytes.fromhex(change.model_digest),
@@ -47,9 +45,9 @@ def first_version_to_proto(
         manifest_digest=bytes.fromhex(published.manifest_digest),
         phase=pb.ROLLOUT_PHASE_COMPLETE,
         share_ratio=1.0,
-        opened_at_seconds=at_seconds,
-        changed_at_seconds=at_seconds,
-        reason=reason,
+        opened_at_seconds=published.at_seconds,
+        changed_at_seconds=published.at_seconds,
+        reason=published.reason,
     )
 
 

@@ -190,6 +190,7 @@ class AdminService:
         return pb.PromoteResponse(rollout=self._shown(moved))
 
     def _rollback(self, request: pb.RollbackRequest, operator: str) -> pb.RollbackResponse:
+        _checked_reason(request.reason)  # before anything is signed
         change = self._parts.publisher.plan_way_back(_named(request.rollout_id))
         self._accept(change, request.signed_targets)
         if not self._parts.publisher.is_signed(change):
@@ -222,19 +223,18 @@ class AdminService:
                 f"version {change.version} of '{change.device_class}' is next, not {request.version}: another one "
                 "has been published meanwhile; publish again"
             )
-        self._accept(change, request.signed_targets)
         reason = _checked_reason(request.reason)
+        self._accept(change, request.signed_targets)
         published = self._parts.publisher.open(
             change, actor=operator, reason=reason, is_immediate=request.is_immediate
         )
         self._on_change()
         if published.rollout is not None:
-            return pb.PublishResponse(rollout=self._shown(published.rollout))
-        generation = self._generation(change.model_digest, change.device_class, published.manifest_digest)
-        rollout = first_version_to_proto(
-            change, published, generation=generation, at_seconds=self._clock(), reason=reason
-        )
-        return pb.PublishResponse(rollout=rollout)
+            rollout = self._shown(published.rollout)
+        else:
+            generation = self._generation(change.model_digest, change.device_class, change.manifest_digest)
+            rollout = first_version_to_proto(change, published, generation=generation)
+        return pb.PublishResponse(rollout=rollout, was_published=not published.is_new)
 
     def _accept(self, change: PlannedChange, signed_targets: bytes) -> None:
         """Put signed targets in place, and end what a process that died left half done."""

@@ -25,7 +25,7 @@ from server.cli_common import (
     stdout_console,
 )
 from server.cli_options import AsJson, DefaultHome, Home, Offline, Passphrase
-from server.cli_rollout import offline_keys, print_rollout
+from server.cli_rollout import offline_keys, print_publication
 
 typer_core.HAS_RICH = False  # help is plain text here, and would show what escapes rich's markup
 app = typer.Typer(
@@ -122,7 +122,7 @@ def publish(
     with admin_client(server, home, operator, is_insecure=insecure) as client:
         from quantization.blob import check_digest
 
-        rollout = client.publish(
+        response = client.publish(
             check_digest(manifest_digest),
             offline_keys(home, offline, passphrase),
             now_seconds=time.time(),
@@ -130,7 +130,7 @@ def publish(
             is_immediate=immediate,
             is_again=again,
         )
-        print_rollout(rollout, as_json=as_json)
+        print_publication(response, as_json=as_json)
 
 
 if __name__ == "__main__":

@@ -165,6 +165,18 @@ def offline_keys(home: Path, offline: Path | None, passphrase: str | None) -> "K
     return KeyFolder(folder, passphrase)
 
 
+def print_publication(response: "pb.PublishResponse", *, as_json: bool) -> None:
+    """Print what was published, now or before."""
+    from server.admin_views import rollout_json, rollouts_view
+
+    if as_json:
+        print_json({**rollout_json(response.rollout), "was_published": response.was_published})
+        return
+    stdout_console().print(rollouts_view([response.rollout]))
+    if response.was_published:
+        typer.echo("it was published already; nothing was changed", err=True)
+
+
 def print_rollout(rollout: "pb.Rollout", *, as_json: bool, rolled_back_version: int | None = None) -> None:
     """Print a rollout after it was moved."""
     from server.admin_views import rollout_json, rollouts_view

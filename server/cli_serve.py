@@ -151,3 +151,10 @@ def _print_prepared(prepared: "tuple[PreparedClass, ...]", *, as_json: bool) -> 
         for one in prepared
     ]
     stdout_console().print(table_of(heads, rows))
+    for digest in dict.fromkeys(one.model_digest for one in prepared):
+        typer.echo(f"model digest: {digest}")
+    typer.echo("next, of each class that devices have:", err=True)
+    for one in prepared:
+        typer.echo(f"  quantfleet-server publish {one.manifest_digest}", err=True)
+        where = f"--device-class {one.device_class} --model-digest {one.model_digest}"
+        typer.echo(f"  quantfleet-client run --state DIR {where}", err=True)

@@ -15,13 +15,10 @@ The rules:
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quantization.blob import decode_blob_content
-from quantization.errors import (
-    ConfigurationError,
-    IllegalTransitionError,
-)
+from quantization.errors import ConfigurationError, IllegalTransitionError
 from quantization.target_name import TargetName
 from server.blob_store import BlobStore
 from server.keys import KeyFolder
@@ -45,12 +42,16 @@ class Published:
         version: Of the target.
         manifest_digest: What it is.
         rollout: Brings it to the class; None for a first version, which all devices get at once.
-        is_new: Whether this call published it; False where that had been done before.
+        at_seconds: When it was published, seconds since 1970 (UTC).
+        reason: Why, in words.
+        is_new: Whether this call changed anything; False where all had been done before.
     """
 
     version: int
     manifest_digest: str
     rollout: Rollout | None
+    at_seconds: float
+    reason: str
     is_new: bool = True
 
 
@@ -126,8 +127,8 @@ class Publisher:
         if not versions:
             return self._planned(versions, (model, device_class), (manifest_digest,))
         served = self._rollouts.served(model, device_class)
-        published = _published(served.rollout, versions[-1], manifest_digest)
-        if published is not None:
+        if versions[-1].manifest_digest == manifest_digest:
+            published = _published(versions[-1], served.rollout, is_new=False)
             names = {**self._used(versions), **self._way_back(published)}
             return PlannedChange(
                 model, device_class, published.version, manifest_digest, False, names, published
@@ -186,14 +187,14 @@ class Publisher:
         published = change.published or self._open(change, actor, reason)
         if is_immediate and published.rollout is not None and published.rollout.is_open:
             rollout = self._rollouts.advance(published.rollout, Event.PROMOTED, actor=actor, reason=reason)
-            published = Published(published.version, published.manifest_digest, rollout, published.is_new)
+            published = replace(published, rollout=rollout, is_new=True)
         return published
 
     def _open(self, change: PlannedChange, actor: str, reason: str) -> Published:
         key = (change.model_digest, change.device_class, change.manifest_digest)
         if change.is_first:
             first = self._rollouts.publish(*key, reason=reason, actor=actor, version=change.version)
-            return Published(first.version, first.manifest_digest, None)
+            return _published(first, None)
         rollout = self._rollouts.start(
             *key,
             actor=actor,
@@ -202,7 +203,9 @@ class Publisher:
             canaries=self._canaries,
             version=change.version,
         )
-        return Published(rollout.version, rollout.manifest_digest, rollout)
+        return Published(
+            rollout.version, rollout.manifest_digest, rollout, rollout.started_at_seconds, rollout.reason
+        )
 
     def _planned(
         self, versions: tuple[TargetVersion, ...], key: tuple[str, str], coming: tuple[str, ...]
@@ -300,11 +303,10 @@ def is_signed(metadata: SignedMetadata, change: PlannedChange) -> bool:
     return all(known.get(name) == content.digest for name, content in change.names.items())
 
 
-def _published(rollout: Rollout | None, newest: TargetVersion, manifest_digest: str) -> Published | None:
-    """Return what was published, if the newest version is this content."""
-    if newest.manifest_digest != manifest_digest:
-        return None
-    return Published(newest.version, manifest_digest, rollout, is_new=False)
+def _published(target: TargetVersion, rollout: Rollout | None, *, is_new: bool = True) -> Published:
+    return Published(
+        target.version, target.manifest_digest, rollout, target.at_seconds, target.reason, is_new
+    )
 
 
 def _was_rolled_back(

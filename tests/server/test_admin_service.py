@@ -59,7 +59,7 @@ def admin(shop: Shop, address: str) -> Iterator[AdminClient]:
 def opened(shop: Shop, admin: AdminClient) -> pb.Rollout:
     """Publish a first version, and open a rollout of a second one."""
     admin.publish(shop.manifests[0], None, now_seconds=NOW, reason="first")
-    return admin.publish(shop.manifests[1], None, now_seconds=NOW, reason="better")
+    return admin.publish(shop.manifests[1], None, now_seconds=NOW, reason="better").rollout
 
 
 def test_status_shows_what_is_served(shop: Shop, admin: AdminClient) -> None:
@@ -76,7 +76,7 @@ def test_status_shows_what_is_served(shop: Shop, admin: AdminClient) -> None:
 
 
 def test_the_first_version_goes_to_all_without_a_rollout(shop: Shop, admin: AdminClient) -> None:
-    first = admin.publish(shop.manifests[0], None, now_seconds=NOW, reason="first")
+    first = admin.publish(shop.manifests[0], None, now_seconds=NOW, reason="first").rollout
     assert (first.rollout_id, first.version, first.phase) == ("", 1, pb.ROLLOUT_PHASE_COMPLETE)
     assert admin.rollouts() == []
 
@@ -106,7 +106,7 @@ def test_a_rollout_is_paused_resumed_and_promoted(shop: Shop, admin: AdminClient
 def test_rollouts_are_listed_newest_first(shop: Shop, admin: AdminClient) -> None:
     first = opened(shop, admin)
     admin.promote(first.rollout_id)
-    second = admin.publish(shop.manifests[2], None, now_seconds=NOW)
+    second = admin.publish(shop.manifests[2], None, now_seconds=NOW).rollout
     assert [r.version for r in admin.rollouts()] == [3, 2]
     assert [r.rollout_id for r in admin.rollouts(is_open_only=True)] == [second.rollout_id]
     assert [r.version for r in admin.rollouts(limit=1)] == [3]
@@ -115,14 +115,31 @@ def test_rollouts_are_listed_newest_first(shop: Shop, admin: AdminClient) -> Non
 
 def test_an_immediate_publication_goes_to_all_and_can_be_taken_back(shop: Shop, admin: AdminClient) -> None:
     admin.publish(shop.manifests[0], None, now_seconds=NOW)
-    rollout = admin.publish(shop.manifests[1], None, now_seconds=NOW, is_immediate=True)
+    rollout = admin.publish(shop.manifests[1], None, now_seconds=NOW, is_immediate=True).rollout
     assert rollout.phase == pb.ROLLOUT_PHASE_COMPLETE
     assert admin.rollback(rollout.rollout_id, None, now_seconds=NOW).version == 3
 
 
 def test_publishing_twice_opens_one_rollout(shop: Shop, admin: AdminClient) -> None:
     rollout = opened(shop, admin)
-    assert admin.publish(shop.manifests[1], None, now_seconds=NOW) == rollout
+    again = admin.publish(shop.manifests[1], None, now_seconds=NOW, reason="once more")
+    assert (again.rollout, again.was_published) == (rollout, True)
+    promoted = admin.publish(shop.manifests[1], None, now_seconds=NOW, is_immediate=True)
+    assert (promoted.rollout.phase, promoted.was_published) == (pb.ROLLOUT_PHASE_COMPLETE, False)
+
+
+def test_a_first_version_that_is_published_twice_keeps_its_time_and_reason(
+    shop: Shop, admin: AdminClient
+) -> None:
+    first = admin.publish(shop.manifests[0], None, now_seconds=NOW, reason="first")
+    again = admin.publish(shop.manifests[0], None, now_seconds=NOW, reason="once more")
+    assert (first.was_published, again.was_published) == (False, True)
+    assert again.rollout == first.rollout
+    assert again.rollout.reason == "first"
+
+
+def test_what_is_open_lets_nothing_else_be_published(shop: Shop, admin: AdminClient) -> None:
+    opened(shop, admin)
     with pytest.raises(IllegalTransitionError, match="open"):
         admin.publish(shop.manifests[2], None, now_seconds=NOW)
 
@@ -242,7 +259,7 @@ def test_a_remote_operator_signs_and_the_keys_stay_where_they_are(tmp_path: Path
             admin.publish(shop.manifests[0], None, now_seconds=time.time())
         keys = KeyFolder(elsewhere)
         admin.publish(shop.manifests[0], keys, now_seconds=time.time())
-        rollout = admin.publish(shop.manifests[1], keys, now_seconds=time.time())
+        rollout = admin.publish(shop.manifests[1], keys, now_seconds=time.time()).rollout
         assert rollout.version == 2
         back = admin.rollback(rollout.rollout_id, None, now_seconds=time.time())  # signed when it was opened
         assert back.version == 3

@@ -80,8 +80,8 @@ def test_differences_are_computed_once_for_all_processes(
 def test_an_artifact_in_a_bucket_is_published(bucket: str, tmp_path: Path) -> None:
     shop = make_shop(tmp_path, blob_folder=f"{bucket}/served", delta_folder=f"{bucket}/differences")
     with served(shop.settings) as addresses, operator(shop, addresses.address) as admin:
-        assert admin.publish(shop.manifests[0], None, now_seconds=0).version == 1
-        assert admin.publish(shop.manifests[1], None, now_seconds=0).version == 2
+        assert admin.publish(shop.manifests[0], None, now_seconds=0).rollout.version == 1
+        assert admin.publish(shop.manifests[1], None, now_seconds=0).rollout.version == 2
     shop.stores.engine.dispose()
     assert not (tmp_path / "blobs").exists()
 

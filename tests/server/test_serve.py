@@ -82,7 +82,7 @@ def test_a_process_that_was_killed_is_followed_by_one_that_goes_on(shop: Shop) -
     with server_process(shop.settings.home, *options) as first:
         with AdminClient.open(first.address, None) as admin:
             admin.publish(shop.manifests[0], None, now_seconds=0)
-            rollout = admin.publish(shop.manifests[1], None, now_seconds=0)
+            rollout = admin.publish(shop.manifests[1], None, now_seconds=0).rollout
         first.stop(signal.SIGKILL)
     with server_process(shop.settings.home, *options) as second:
         with AdminClient.open(second.address, None) as admin:
@@ -162,7 +162,7 @@ def test_two_servers_on_one_registry_show_the_same(shop: Shop) -> None:
         operator(shop, two.address) as second,
     ):
         first.publish(shop.manifests[0], None, now_seconds=0)
-        rollout = second.publish(shop.manifests[1], None, now_seconds=0)
+        rollout = second.publish(shop.manifests[1], None, now_seconds=0).rollout
         assert first.rollouts() == second.rollouts() == [rollout]
         first.pause(rollout.rollout_id)
         second.resume(rollout.rollout_id)

@@ -48,7 +48,9 @@ def test_an_operator_publishes_watches_and_takes_back(shop: Shop, run: Run) -> N
     opened = answer(run("publish", shop.manifests[1], "--json"))
     assert (opened["version"], opened["base_version"], opened["phase"]) == (2, 1, "canary")
     name = opened["rollout_id"]
+    assert opened.pop("was_published") is False
     assert answer(run("status", "--json"))["targets"][0]["rollout"] == opened
+    assert answer(run("publish", shop.manifests[1], "--json")) == {**opened, "was_published": True}
     assert answer(run("rollout", "list", "--json")) == [opened]
     assert answer(run("rollout", "pause", name, "--reason", "lunch", "--json"))["phase"] == "paused"
     assert answer(run("rollout", "resume", name, "--json"))["phase"] == "canary"
@@ -65,7 +67,8 @@ def test_an_operator_publishes_watches_and_takes_back(shop: Shop, run: Run) -> N
 def test_tables_are_for_people(shop: Shop, run: Run) -> None:
     assert "nothing is published yet" in run("status").stdout
     assert "no rollouts" in run("rollout", "list").stdout
-    run("publish", shop.manifests[0])
+    assert "already" not in run("publish", shop.manifests[0]).stderr
+    assert "published already; nothing was changed" in run("publish", shop.manifests[0]).stderr
     name = answer(run("publish", shop.manifests[1], "--reason", "fewer bits", "--json"))["rollout_id"]
     status = run("status")
     assert status.exit_code == 0
@@ -182,6 +185,20 @@ def test_an_operator_brings_a_model(tmp_path: Path, tiny_model: bytes, lab_input
     assert answer(again)[0]["device_class"] == "toaster"
     other = prepare(tmp_path, model, data, "--device-class", "toaster", "--max-weight-bits", "5")
     assert (other.exit_code, "registered with max_weight_bits 6, not 5" in other.stderr) == (2, True)
+
+
+def test_whoever_has_prepared_a_model_is_told_what_comes_next(
+    tmp_path: Path, tiny_model: bytes, lab_inputs: FloatArray
+) -> None:
+    model, data = tmp_path / "tiny.onnx", tmp_path / "lab.npz"
+    model.write_bytes(tiny_model)
+    np.savez(data, x=lab_inputs)
+    arguments = ("--home", str(tmp_path / "home"), "--model", str(model), "--data", str(data))
+    said = CliRunner().invoke(app, ["prepare", *arguments, "--device-class", "arm"])
+    (made,) = answer(prepare(tmp_path, model, data, "--device-class", "arm"))
+    assert f"model digest: {made['model_digest']}\n" in said.stdout
+    assert f"quantfleet-server publish {made['manifest_digest']}\n" in said.stderr
+    assert f"--device-class arm --model-digest {made['model_digest']}\n" in said.stderr
 
 
 def test_models_and_inputs_that_cannot_be_used_are_said(

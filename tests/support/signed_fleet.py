@@ -68,7 +68,7 @@ class SignedFleet:
         """Sign an artifact, and give it to all devices at once."""
         digest = store_artifact(self.shop.stores.blobs, artifact)
         keys = self.home.offline_keys()
-        return self.admin.publish(digest, keys, now_seconds=time.time(), is_immediate=True)
+        return self.admin.publish(digest, keys, now_seconds=time.time(), is_immediate=True).rollout
 
 
 @contextmanager
@@ -77,7 +77,9 @@ def signed_fleet(folder: Path, **places: str) -> Iterator[SignedFleet]:
     shop = make_shop(folder, is_insecure=False, artifacts=1, **places)
     quick = replace(
         shop.settings,
-        update=UpdateSettings(poll_seconds=0.05, calls_burst=10_000, retry_seconds=0.05, heartbeat_seconds=0.5),
+        update=UpdateSettings(
+            poll_seconds=0.05, calls_burst=10_000, retry_seconds=0.05, heartbeat_seconds=0.5
+        ),
         telemetry=TelemetrySettings(report_seconds=0.1),
         enrolment=EnrolmentSettings(revocation_poll_seconds=0.05, calls_burst=1000),
     )

@@ -274,7 +274,9 @@ class PublishRequest(_message.Message):
     def __init__(self, manifest_digest: _Optional[bytes] = ..., is_immediate: _Optional[bool] = ..., reason: _Optional[str] = ..., version: _Optional[int] = ..., signed_targets: _Optional[bytes] = ..., is_again: _Optional[bool] = ...) -> None: ...
 
 class PublishResponse(_message.Message):
-    __slots__ = ("rollout",)
+    __slots__ = ("rollout", "was_published")
     ROLLOUT_FIELD_NUMBER: _ClassVar[int]
+    WAS_PUBLISHED_FIELD_NUMBER: _ClassVar[int]
     rollout: Rollout
-    def __init__(self, rollout: _Optional[_Union[Rollout, _Mapping]] = ...) -> None: ...
+    was_published: bool
+    def __init__(self, rollout: _Optional[_Union[Rollout, _Mapping]] = ..., was_published: _Optional[bool] = ...) -> None: ...
