@@ -14,6 +14,7 @@ import yaml
 
 from client.cli import app as client_app
 from server.cli import app as server_app
+from simulation.cli import app as simulation_app
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -21,6 +22,13 @@ UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
 ENTRYPOINTS = {"server": "quantfleet-server", "client": "quantfleet-client"}
 """What the images of deploy/Containerfile run, by target."""
+
+APPS = {
+    "quantfleet-server": server_app,
+    "quantfleet-client": client_app,
+    "quantfleet-sim": simulation_app,
+}
+"""Our own programs."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +101,8 @@ def deployed_commands() -> list[Deployed]:
 
 def parse(command: Deployed) -> dict[str, Any]:
     """Return what the real program understands of a command line; raises `click.UsageError` where it refuses it."""
-    if command.program in ENTRYPOINTS.values():
-        app = server_app if command.program == "quantfleet-server" else client_app
-        return _parse_typer(app, command.words[1:])
+    if command.program in APPS:
+        return _parse_typer(APPS[command.program], command.words[1:])
     return _parse_flower(command)
 
 
