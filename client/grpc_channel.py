@@ -99,7 +99,7 @@ def _options(settings: GrpcSettings) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", 120_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.initial_reconnect_backoff_ms", max(100, round(500 * settings.first_backoff_seconds))),
-        ("grpc.min_reconnect_backoff_ms", max(100, round(500 * settings.first_backoff_seconds))),
+        ("grpc.min_reconnect_backoff_ms", 20_000),  # which is how long one attempt to connect may take
         ("grpc.max_reconnect_backoff_ms", max(100, round(1000 * settings.most_backoff_seconds))),
         (
             "grpc.enable_retries",

@@ -33,8 +33,11 @@ def device_status(folder: Path, socket: Path | None = None) -> DeviceStatus:
     except UnreachableError:
         if socket is not None:
             raise
-    with StateFolder(folder, Access.GUEST) as state:
-        return read_status(state)
+    with StateFolder(folder, Access.GUEST) as state, state.lock.owning() as is_alone:
+        if is_alone:
+            return read_status(state)
+        silence = f"an agent runs, and does not answer on {socket or folder / SOCKET}; give its --socket"
+        return read_status(state, is_running=True, last_error=silence)
 
 
 def roll_back(folder: Path, socket: Path | None = None) -> Target:

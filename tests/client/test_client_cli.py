@@ -116,7 +116,9 @@ def test_an_agent_that_the_socket_does_not_reach_is_not_overridden(tmp_path: Pat
         refused = call("rollback", "--state", tmp_path / "state")
         assert refused.exit_code == 2
         assert "in use by another process" in refused.stderr
-        assert call("status", "--state", tmp_path / "state").exit_code == 0
+        shown = json.loads(call("status", "--state", tmp_path / "state", "--json").stdout)
+        assert shown["is_running"]
+        assert "does not answer" in shown["last_error"]
         assert agent.infer(INPUTS).version == 2
 
 
