@@ -5,8 +5,10 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
+from artifacts import example
 
-from quantization.blob import content_digest, encode_blob
+from quantization.blob import content_digest, decode_blob_content, encode_blob
+from quantization.bundle import parts_between, read_bundle
 from quantization.delta import Encoding, apply_delta
 from quantization.errors import ConfigurationError, MalformedError, NotFoundError
 from server import delta_store
@@ -128,3 +130,26 @@ def test_a_store_that_cannot_be_written_is_a_clear_error(blobs: BlobStore, tmp_p
     (tmp_path / "deltas" / NAMES[NEW][:2]).write_bytes(b"a file where a folder belongs")
     with pytest.raises(ConfigurationError, match="cannot be written"):
         store.deltas(NAMES[OLD], NAMES[NEW])
+
+
+TUNED = [example().artifact(number, width=4.0 - number, bits=8 - number) for number in range(2)]
+PAIR = [(artifact.manifest.digest(), artifact.manifest) for artifact in TUNED]
+
+
+def test_a_bundle_is_made_once(blobs: BlobStore, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for artifact in TUNED:
+        for digest, stored in artifact.blobs.items():
+            blobs.put(digest, stored)
+    made = DeltaStore(blobs, url).bundle(PAIR[0], PAIR[1])
+    parts = parts_between(PAIR[0][1], PAIR[1][1])
+    found = dict(read_bundle(made, parts, lambda digest: decode_blob_content(blobs.get(digest), digest)))
+    assert found.keys() == TUNED[1].blobs.keys() - TUNED[0].blobs.keys()
+    monkeypatch.setattr(delta_store, "make_bundle", lambda *_: pytest.fail("it is made again"))
+    assert DeltaStore(blobs, url).bundle(PAIR[0], PAIR[1]) == made
+
+
+def test_there_is_no_bundle_of_nothing(blobs: BlobStore, url: str) -> None:
+    with pytest.raises(NotFoundError, match="no bundle of 0 bytes"):
+        DeltaStore(blobs, url).bundle(PAIR[0], PAIR[0])
+    with pytest.raises(NotFoundError, match="not in"):  # its blobs are not there
+        DeltaStore(blobs, url).bundle(PAIR[0], PAIR[1])

@@ -55,6 +55,15 @@ def test_contents_of_other_slots_are_no_base() -> None:
     assert contents.base_for("0" * 64, held) is None
 
 
+def test_a_manifest_stands_for_everything_that_it_names() -> None:
+    contents = ServedContents(NEWEST_FIRST)
+    middle, newest = ARTIFACTS[1], ARTIFACTS[2]
+    whole = frozenset({middle.manifest.digest()})
+    assert contents.base_for(file_of(newest, "ranges"), (), whole) == file_of(middle, "ranges")
+    assert contents.base_for(newest.manifest.digest(), (), whole) == middle.manifest.digest()
+    assert contents.base_for(newest.manifest.digest(), (), frozenset({"0" * 64})) is None
+
+
 def test_the_catalog_reads_each_manifest_once(tmp_path: Path) -> None:
     blobs = BlobStore(tmp_path)
     digests = []

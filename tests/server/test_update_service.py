@@ -31,6 +31,7 @@ from server.payloads import CHUNK_BYTES
 from server.peers import PUSHBACK_KEY
 
 OLD, NEW = example().artifact(0), example().artifact(1, width=3.0)
+TUNED = example().artifact(1, width=3.0, bits=7)
 
 Body = Callable[[Running], Awaitable[None]]
 
@@ -546,3 +547,49 @@ def test_a_blob_store_on_another_file_system_serves_too(tmp_path: Path) -> None:
         assert answer.content(OLD.manifest.digest(), {}) == OLD.manifest.to_bytes()
 
     serve(tmp_path, body, shelf=Shelf(BlobStore(f"memory://{tmp_path.name}")))
+
+
+# Bundles
+
+
+def bundle_wanted(digest: str, base: str) -> pb.FetchBlobsRequest:
+    wanted = pb.BlobWanted(digest=bytes.fromhex(digest), base_manifest_digest=bytes.fromhex(base))
+    return pb.FetchBlobsRequest(wanted=wanted)
+
+
+def test_a_bundle_is_made_between_manifests_of_the_class_alone(tmp_path: Path) -> None:
+    known, wanted = OLD.manifest.digest(), TUNED.manifest.digest()
+    code = grpc.StatusCode
+
+    async def body(run: Running) -> None:
+        run.shelf.publish(TUNED)
+        for digest, base, status in (
+            (wanted, "ab" * 32, code.NOT_FOUND),
+            ("ab" * 32, known, code.NOT_FOUND),
+            (next(iter(OLD.blobs)), known, code.NOT_FOUND),
+            (known, known, code.NOT_FOUND),
+            (wanted, "ab", code.INVALID_ARGUMENT),
+        ):
+            call = run.stub().FetchBlobs()
+            await call.write(opening(run))
+            await call.write(bundle_wanted(digest, base))
+            assert (await refused(call.read())).code() == status
+        call = run.stub().FetchBlobs()
+        await call.write(opening(run))
+        await call.write(bundle_wanted(wanted, known))
+        answer = await next_answer(call)
+        assert (answer.head.encoding, answer.head.base_digest.hex()) == (Encoding.BUNDLE, known)
+        assert answer.head.digest.hex() == wanted
+        call.cancel()
+
+    serve(tmp_path, body)
+
+
+def test_more_manifests_than_can_be_held_are_refused(tmp_path: Path) -> None:
+    async def body(run: Running) -> None:
+        call = run.stub().FetchBlobs()
+        request = pb.FetchOpening(**run.request(held_manifest_digests=[bytes(32)] * 4097))
+        await call.write(pb.FetchBlobsRequest(opening=request))
+        assert (await refused(call.read())).code() == grpc.StatusCode.INVALID_ARGUMENT
+
+    serve(tmp_path, body)
