@@ -4,17 +4,21 @@
     guests    shared by every guest; held alone while blobs are removed
 
 A guest (a ClientApp that answers one message, a self-test) reads, and adds blobs. What it reads is not removed
-while it is there. Locks are the kernel's: they end with the process, however it ends.
+while it is there. Locks are the kernel's: they end with the process, however it ends. A guest may be the owner for a
+moment, where there is none; whoever wants to be it for good waits that moment.
 """
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 
 from quantization.errors import ConfigurationError
+
+_PATIENCE_SECONDS, _POLL_SECONDS = 1.0, 0.02
 
 
 class Access(StrEnum):
@@ -43,7 +47,7 @@ class FolderLock:
         self._guests = _open(folder / "guests")
         try:
             if access is Access.OWNER:
-                self._owner = self._take_ownership()
+                self._owner = self._take_ownership(_PATIENCE_SECONDS)
             else:
                 fcntl.flock(self._guests, fcntl.LOCK_SH)
         except BaseException:
@@ -87,16 +91,21 @@ class FolderLock:
         finally:
             fcntl.flock(self._guests, fcntl.LOCK_UN)
 
-    def _take_ownership(self) -> int:
+    def _take_ownership(self, patience_seconds: float = 0.0) -> int:
         descriptor = _open(self._folder / "lock")
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            raise ConfigurationError(
-                f"state folder {self._folder} is in use by another process; stop it or choose another folder"
-            ) from error
-        return descriptor
+        deadline = time.monotonic() + patience_seconds
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if time.monotonic() >= deadline:
+                    os.close(descriptor)
+                    raise ConfigurationError(
+                        f"state folder {self._folder} is in use by another process; stop it or choose another folder"
+                    ) from error
+                time.sleep(_POLL_SECONDS)
+            else:
+                return descriptor
 
 
 def _open(path: Path) -> int:

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -263,3 +264,21 @@ def test_sampled_inputs_are_for_the_owner_alone(tmp_path: Path) -> None:
         state.write_samples(b"inputs")
         assert state.read_samples() == b"inputs"
     assert (tmp_path / "samples.npz").stat().st_mode & 0o777 == 0o600
+
+
+def test_who_wants_to_own_a_folder_waits_for_a_guest_that_owns_it_for_a_moment(tmp_path: Path) -> None:
+    with StateFolder(tmp_path, Access.GUEST) as guest:
+        is_owner, is_over = threading.Event(), threading.Event()
+
+        def own() -> None:
+            with guest.lock.owning() as is_taken:
+                assert is_taken
+                is_owner.set()
+                is_over.wait(0.1)
+
+        thread = threading.Thread(target=own)
+        thread.start()
+        assert is_owner.wait(60)
+        with StateFolder(tmp_path):
+            pass
+        thread.join()
