@@ -215,12 +215,14 @@ class Updater:
             self._state.advance(Event.TRIAL_FAILED)
 
     def _repair(self, slots: Slots) -> None:
-        """Fetch again what is damaged or lost of the artifact that should serve, if that can be had."""
+        """Fetch again what is damaged or lost of the artifact that should serve, if that can be had on this network."""
         target = slots.active
         if target is None or slots.phase is Phase.TRIAL:
             return
         with contextlib.suppress(UnreachableError, NotFoundError, MalformedError, UpdateRejectedError):
             manifest = self._fetched_manifest(target)
+            if not self._may_fetch(manifest):
+                return
             fetch_artifact(self._transport, self._state, self._partial, manifest)
             if self.runtime is None or self.runtime.manifest != manifest:
                 self._serve(manifest, target)
@@ -246,8 +248,8 @@ class Updater:
             if withdrawn.phase is Phase.TRIAL:
                 return Result(Outcome.REVERTED, withdrawn.candidate, "withdrawn by the service")
             return Result(Outcome.UNCHANGED, target)
-        size = update_size_bytes(manifest, self._state.digests())
-        if not self._settings.limits.may_fetch(size, is_metered=self._is_metered()):
+        if not self._may_fetch(manifest):
+            size = self._size_bytes(manifest)
             return Result(Outcome.DEFERRED, target, f"{size} bytes over a metered network")
         self._partial.keep_only({target.manifest_digest, *manifest.blobs})
         make_room(self._state, manifest, self._settings.limits)
@@ -262,6 +264,15 @@ class Updater:
         wanted = {target.manifest_digest: MAX_MANIFEST_BYTES}
         fetch_blobs(self._transport, self._state, self._partial, wanted, are_exact=False)
         return self._held_manifest(target)
+
+    def _size_bytes(self, manifest: Manifest) -> int:
+        """Return what is to be fetched for an artifact, at most."""
+        return update_size_bytes(manifest, self._state.digests())
+
+    def _may_fetch(self, manifest: Manifest) -> bool:
+        """Return whether what is missing of an artifact may be fetched over the network as it is now."""
+        size = self._size_bytes(manifest)
+        return not size or self._settings.limits.may_fetch(size, is_metered=self._is_metered())
 
     def _held_manifest(self, target: Target | None) -> Manifest:
         manifest = self._state.read_manifest(target) if target is not None else None

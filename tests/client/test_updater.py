@@ -574,3 +574,19 @@ def test_a_test_whose_end_cannot_be_written_is_done_again(tmp_path: Path, is_fir
         assert outcome is (Outcome.INSTALLED if is_first else Outcome.ON_TRIAL)
         assert bench.state.slots().serving == target
         assert bench.serves() == 1
+
+
+def test_what_is_damaged_waits_for_another_network_too(tmp_path: Path) -> None:
+    is_metered = False
+    limits = Limits(free_bytes=0, metered_bytes=300)
+    with Bench(tmp_path, settings={"limits": limits}, is_metered=lambda: is_metered) as bench:
+        bench.publish(OLD, 1)
+        bench.updater.update()
+        for digest in OLD.manifest.blobs:
+            bench.state.blobs.remove(digest)
+        is_metered = True
+        bench.updater.update()
+        assert len(bench.state.missing_blobs(OLD.manifest)) == len(OLD.manifest.blobs)
+        is_metered = False
+        bench.updater.update()
+        assert bench.state.missing_blobs(OLD.manifest) == []
