@@ -8,7 +8,7 @@ import pytest
 from server.generation import Step
 from simulation.tuning_stage import Part, StageSettings, TuningStage
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def test_a_generation_survives_its_tuner_and_its_superlink(tmp_path: Path) -> None:
