@@ -31,6 +31,7 @@ from server.grpc_server import Service, is_loopback, serving
 from server.identity import Identity
 from server.identity_registry import IdentityRegistry
 from server.metrics_page import serving_metrics
+from server.periodic import Periodic
 from server.pki import PkiFolder
 from server.refresher import Refresher
 from server.reviewer import Reviewer
@@ -127,14 +128,12 @@ class _Composition:
         if self._settings.is_insecure:
             identity, credentials = Identity.insecure(), None
         else:
-            revocations = Revocations(
-                IdentityRegistry(self._stores.engine, self._clock).revoked,
-                poll_seconds=self._settings.enrolment.revocation_poll_seconds,
-            )
-            await self._stack.enter_async_context(revocations)
+            revocations = Revocations(IdentityRegistry(self._stores.engine, self._clock).revoked)
+            poll_seconds = self._settings.enrolment.revocation_poll_seconds
+            await self._repeat("revocations", revocations.read, poll_seconds, is_due_at_once=True)
             identity = Identity.certified(revocations.is_revoked, clock=self._clock)
             credentials = mutual_credentials(self._pki)
-        await self._stack.enter_async_context(self._refresher())
+        await self._repeat("refresh", self._refresher().refresh, table.refresh_seconds, is_due_at_once=True)
         update = await self._stack.enter_async_context(self._update(identity))
         services = [Service(update.NAME, update.register)]
         telemetry = await self._stack.enter_async_context(self._telemetry(identity))
@@ -145,12 +144,19 @@ class _Composition:
         if identity.is_certified:
             renewal = self._stack.enter_context(self._renewal(identity))
             services.append(Service(renewal.NAME, renewal.register))
-        await self._stack.enter_async_context(self._reviewer(update))
+        await self._repeat("review", self._reviewer(update).review, table.review_seconds)
         address = await self._serve(services, table.address, credentials, update.drain)
         enrolment_address = ""
         if identity.is_certified and table.enrolment_address:
             enrolment_address = await self._serve_enrolment(address)
         return Addresses(address, enrolment_address, metrics_address)
+
+    async def _repeat(
+        self, name: str, work: Callable[[], object], every_seconds: float, *, is_due_at_once: bool = False
+    ) -> None:
+        """Have something done again and again for as long as the process serves."""
+        periodic = Periodic(name, work, every_seconds=every_seconds, is_due_at_once=is_due_at_once)
+        await self._stack.enter_async_context(periodic)
 
     async def _serve(
         self,
@@ -196,6 +202,7 @@ class _Composition:
             address=table.public_address or f":{address.rpartition(':')[2]}",
             clock=self._clock,
             settings=self._settings.enrolment,
+            on_refusal=self._counts.count_refusal,
         )
         self._stack.enter_context(enrolment)
         services = [Service(enrolment.NAME, enrolment.register)]
@@ -254,14 +261,15 @@ class _Composition:
             identity,
             clock=self._clock,
             settings=self._settings.enrolment,
+            on_refusal=self._counts.count_refusal,
         )
 
     def _reviewer(self, update: UpdateService) -> Reviewer:
+        loop = asyncio.get_running_loop()
         return Reviewer(
             self._stores.rollouts,
             self._stores.telemetry,
-            review_seconds=self._settings.server.review_seconds,
-            on_change=update.poll,
+            on_change=lambda: _calling(loop, update.poll),
             clock=self._clock,
         )
 
@@ -274,7 +282,7 @@ class _Composition:
             )
         if not self._settings.is_insecure:
             renewals["certificates"] = lambda: self._pki.refresh(now_seconds=self._clock())
-        return Refresher(renewals, refresh_seconds=self._settings.server.refresh_seconds)
+        return Refresher(renewals)
 
     def _count_reports(self, request: telemetry_pb.ReportRequest, folded: Folded) -> None:
         new = {report.sequence for report in folded.counted}

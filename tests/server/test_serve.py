@@ -19,7 +19,8 @@ from shop import CLASS, Shop, make_shop, operator, served
 from tuf.api.metadata import Root
 from waiting import eventually
 
-from protos.quantfleet.v1 import admin_pb2, update_pb2
+from protos.quantfleet.v1 import admin_pb2, enrolment_pb2, update_pb2
+from protos.quantfleet.v1.enrolment_pb2_grpc import EnrolmentServiceStub
 from protos.quantfleet.v1.update_pb2_grpc import UpdateServiceStub
 from quantization.errors import ConfigurationError, NotFoundError, UnreachableError
 from server.admin_client import AdminClient
@@ -137,6 +138,18 @@ def test_a_server_with_certificates_needs_its_keys(tmp_path: Path) -> None:
         key.unlink()
     with pytest.raises(NotFoundError, match="no keys of snapshot and timestamp"), served(shop.settings):
         pass
+    shop.stores.engine.dispose()
+
+
+def test_refused_enrolments_are_counted(tmp_path: Path) -> None:
+    shop = make_shop(tmp_path, is_insecure=False)
+    credentials = grpc.ssl_channel_credentials(HomeFolder(tmp_path).pki().authority_pem())
+    with served(shop.settings) as addresses:
+        with grpc.secure_channel(addresses.enrolment_address, credentials) as channel:
+            stub: Any = EnrolmentServiceStub(channel)
+            with pytest.raises(grpc.RpcError, match="certificate request"):
+                stub.Enrol(enrolment_pb2.EnrolRequest(device="x"), timeout=60)
+        assert 'quantfleet_calls_refused_total{reason="malformed"} 1.0' in page(addresses.metrics_address)
     shop.stores.engine.dispose()
 
 
