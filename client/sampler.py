@@ -6,8 +6,6 @@ Inputs never leave the device: what travels is statistics of them.
 import io
 import random
 import threading
-import zipfile
-import zlib
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
@@ -16,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantization.errors import ConfigurationError, MalformedError
+from quantization.npz_content import NPZ_ERRORS, check_unpacked_size
 
 Float32Array = NDArray[np.float32]
 
@@ -24,18 +23,6 @@ MAX_FILE_BYTES = 256 << 20
 
 _FORMAT_VERSION = 1
 _FIELDS = ("version", "rows", "order", "seen")
-_NPZ_ERRORS = (
-    ValueError,
-    KeyError,
-    TypeError,
-    OSError,
-    EOFError,
-    RuntimeError,  # an encrypted member; and its subclasses NotImplementedError, RecursionError
-    MemoryError,  # a header that promises more than there is
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What reading a damaged npz file raises."""
 
 
 class Keep(StrEnum):
@@ -188,16 +175,13 @@ def _random(seed: int, seen: int) -> random.Random:
 def _read_npz(data: bytes) -> dict[str, NDArray[Any]]:
     """Return the arrays of an npz file, with nothing executed and nothing large unpacked."""
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > MAX_FILE_BYTES:
-            raise MalformedError(f"stored sample of {size} bytes; at most {MAX_FILE_BYTES} are read")
+        check_unpacked_size(data, MAX_FILE_BYTES)
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             fields = {name: stored[name] for name in _FIELDS}
         if int(fields["version"]) != _FORMAT_VERSION or fields["seen"].shape != () or fields["rows"].ndim < 1:
             raise MalformedError(
                 f"stored sample of version {fields['version']}, this software reads {_FORMAT_VERSION}"
             )
-    except _NPZ_ERRORS as error:
+    except NPZ_ERRORS as error:
         raise MalformedError(f"not a stored sample: {error}") from error
     return fields

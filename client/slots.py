@@ -237,5 +237,5 @@ class Slots:
                 for name in ("active", "candidate", "fallback")
             }
             return cls(**{**fields, **targets, "phase": Phase(fields["phase"])})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise MalformedError(f"not the slots of a device: {error}") from error
