@@ -19,12 +19,13 @@ from dataclasses import dataclass, field
 from client.fetching import fetch_artifact, fetch_blobs
 from client.garbage import Limits, collect, make_room
 from client.partial import PartialBlobs
-from client.runtime import InputHook, Run, RunHook, Runtime
+from client.runtime import InputHook, RunHook, Runtime
 from client.self_testing import IsolatedTest, run_isolated
+from client.serving import ServeHook, Serving
 from client.slots import Event, Phase, Slots, Target
 from client.state import StateFolder
 from client.transport import Transport
-from client.trial import RunMeter, TrialRules, Verdict
+from client.trial import TrialRules, Verdict
 from client.update_result import Outcome, Result
 from quantization.artifact import Manifest, update_size_bytes
 from quantization.errors import (
@@ -58,10 +59,6 @@ class UpdateSettings:
     trial: TrialRules = field(default_factory=TrialRules)
 
 
-ServeHook = Callable[[Manifest, Target], None]
-"""Is told, before it happens, that an artifact may serve from now on, and under which target."""
-
-
 def _never_metered() -> bool:
     return False
 
@@ -71,11 +68,7 @@ def _ignore(*_: object) -> None:
 
 
 class Updater:
-    """Keeps one device's artifact what it should be; for one thread, beside any number that infer.
-
-    Attributes:
-        runtime: What serves; None before the first artifact.
-    """
+    """Keeps one device's artifact what it should be; for one thread, beside any number that infer."""
 
     def __init__(
         self,
@@ -103,14 +96,23 @@ class Updater:
             on_run: Is told how it went.
             on_serve: Is told what may serve.
         """
-        self.runtime: Runtime | None = None
         self._state, self._transport, self._settings = state, transport, settings
-        self._is_metered, self._test, self._clock, self._on_input = is_metered, test, clock, on_input
-        self._on_run, self._on_serve = on_run, on_serve
+        self._is_metered, self._test = is_metered, test
+        self._serving = Serving(
+            state.read_blob,
+            settings.threads,
+            clock=clock,
+            on_input=on_input,
+            on_run=on_run,
+            on_serve=on_serve,
+        )
         self._partial = PartialBlobs(state.path / "partial", state.disk)
-        self._meter = RunMeter()
-        self._trial_began = 0.0
         self._start()
+
+    @property
+    def runtime(self) -> Runtime | None:
+        """What serves; None before the first artifact."""
+        return self._serving.runtime
 
     def update(self) -> Result:
         """Ask what should run, and bring it to where it serves on trial.
@@ -146,7 +148,7 @@ class Updater:
             return None
         verdict, reason = Verdict.FAILED, "it was left before"
         if self.runtime is not None and self.runtime.manifest.digest() == _digest(slots.candidate):
-            verdict, reason = self._meter.judge(self._settings.trial, self._clock() - self._trial_began)
+            verdict, reason = self._serving.judge(self._settings.trial)
         if verdict is Verdict.CONTINUES:
             return None
         is_kept = verdict is Verdict.PASSED
@@ -166,14 +168,13 @@ class Updater:
             self._end_trial(Event.TRIAL_FAILED)
         else:
             after = slots.advance(Event.ROLLED_BACK)
-            self._serve(self._held_manifest(after.active), after.active)
+            self._serving.start(self._held_manifest(after.active), after.active)
             self._state.write_slots(after)
         return Result(Outcome.REVERTED, slots.serving, "rolled back by hand")
 
     def close(self) -> None:
         """Wait for what is being loaded."""
-        if self.runtime is not None:
-            self.runtime.close()
+        self._serving.close()
 
     # How it starts.
 
@@ -201,14 +202,14 @@ class Updater:
     def _loads(self, target: Target) -> bool:
         """Return whether a target serves now; what is damaged is fetched by the next update."""
         try:
-            self._serve(self._held_manifest(target), target)
+            self._serving.start(self._held_manifest(target), target)
         except (NotFoundError, MalformedError, UpdateRejectedError):
             return False
         return True
 
     def _resume_trial(self, slots: Slots) -> None:
         try:
-            self._serve(self._held_manifest(slots.candidate), slots.candidate, is_trial=True)
+            self._serving.start(self._held_manifest(slots.candidate), slots.candidate, is_trial=True)
         except (NotFoundError, DigestMismatchError):
             self._state.advance(Event.CANDIDATE_LOST)
         except (MalformedError, UpdateRejectedError):
@@ -225,7 +226,7 @@ class Updater:
                 return
             fetch_artifact(self._transport, self._state, self._partial, manifest)
             if self.runtime is None or self.runtime.manifest != manifest:
-                self._serve(manifest, target)
+                self._serving.start(manifest, target)
 
     # How it takes a target.
 
@@ -244,7 +245,7 @@ class Updater:
             if slots.candidate is not None:
                 self._state.advance(Event.CANDIDATE_LOST)
             self._state.advance(Event.TARGET_UNCHANGED, target)
-            self._on_serve(self.runtime.manifest if self.runtime else manifest, target)
+            self._serving.rename(manifest, target)
             if withdrawn.phase is Phase.TRIAL:
                 return Result(Outcome.REVERTED, withdrawn.candidate, "withdrawn by the service")
             return Result(Outcome.UNCHANGED, target)
@@ -287,7 +288,7 @@ class Updater:
         try:
             manifest = self._held_manifest(target)
             self._test(self._state.path, manifest.digest())
-            self._serve(manifest, target, is_trial=slots.active is not None)
+            self._serving.start(manifest, target, is_trial=slots.active is not None)
         except (NotFoundError, DigestMismatchError):
             self._state.advance(Event.CANDIDATE_LOST)
             raise
@@ -297,52 +298,20 @@ class Updater:
         try:
             phase = self._state.advance(Event.TEST_PASSED).phase
         except QuantFleetError:
-            self._revert()
+            self._serving.leave()
             raise
         outcome = Outcome.ON_TRIAL if phase is Phase.TRIAL else Outcome.INSTALLED
         return Result(outcome, target, fetched_bytes=fetched_bytes)
-
-    # What serves.
-
-    def _serve(self, manifest: Manifest, target: Target | None, *, is_trial: bool = False) -> None:
-        """Let an artifact serve, once it is loaded and has run its self-test."""
-        if target is not None:
-            self._on_serve(manifest, target)
-        if is_trial:
-            self._meter.begin(manifest)
-        else:
-            self._meter.end(is_kept=False)
-        self._trial_began, read_blob = self._clock(), self._state.read_blob
-        try:
-            if self.runtime is None:
-                threads = self._settings.threads
-                self.runtime = Runtime(manifest, read_blob, threads, self._on_input, self._count)
-            else:
-                self.runtime.swap(manifest, read_blob, is_trial=is_trial).result()
-        except QuantFleetError:
-            self._meter.end(is_kept=False)
-            raise
 
     def _end_trial(self, event: Event) -> None:
         """Keep or leave what is on trial; it is left at once, whatever becomes of the state folder."""
         if event is Event.TRIAL_PASSED:
             self._state.advance(event)
-            if self.runtime is not None:
-                self.runtime.settle()
-            self._meter.end(is_kept=True)
+            self._serving.keep()
             collect(self._state)
         else:
-            self._revert()
+            self._serving.leave()
             self._state.advance(event)
-
-    def _count(self, manifest: Manifest, run: Run) -> None:
-        self._meter.record(manifest, run.cpu_seconds, run.is_good)
-        self._on_run(manifest, run)
-
-    def _revert(self) -> None:
-        if self.runtime is not None:
-            self.runtime.revert()
-        self._meter.end(is_kept=False)
 
 
 def _digest(target: Target | None) -> str:

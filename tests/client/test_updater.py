@@ -176,7 +176,7 @@ def test_an_artifact_that_is_too_slow_is_reverted(tmp_path: Path) -> None:
     with Bench(tmp_path, settings={"trial": replace(RULES, latency_ratio=3.0)}) as bench:
         bench.publish(OLD, 1)
         bench.updater.update()
-        meter, runtime = bench.updater._meter, bench.updater.runtime
+        meter, runtime = bench.updater._serving._meter, bench.updater.runtime
         assert runtime is not None
         for _ in range(5):
             meter.record(runtime.manifest, 0.01, True)
@@ -388,7 +388,7 @@ def test_on_a_full_disk_what_fails_its_trial_is_left_and_is_not_confirmed_later(
         bench.updater.update()
         bench.publish(NEW, 2)
         bench.updater.update()
-        bench.updater._meter.record(bench.updater.runtime.manifest, 0.01, False)  # type: ignore[union-attr]
+        bench.updater._serving._meter.record(bench.updater.runtime.manifest, 0.01, False)  # type: ignore[union-attr]
         disk.is_full = True
         with pytest.raises(ConfigurationError, match="No space left"):
             bench.updater.watch()
