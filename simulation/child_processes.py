@@ -106,8 +106,10 @@ class ChildProcesses:
     """All children of one run; as a context manager it ends them, last started first."""
 
     def __init__(self, logs: Path) -> None:
-        """Log to files in a folder, which is made."""
+        """Log to files in a folder, which is made; logs of an earlier run go."""
         logs.mkdir(parents=True, exist_ok=True)
+        for earlier in logs.glob("*.log"):
+            earlier.unlink()
         self._logs = logs
         self._children: list[Child] = []
         self._others: frozenset[int] = frozenset()
