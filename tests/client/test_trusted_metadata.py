@@ -12,6 +12,7 @@ from trust import DAY, NOW, MemoryFiles, Repository, chunked, named
 from tuf.api.metadata import Metadata, Timestamp
 
 import client.trusted_metadata as subject
+import client.update_messages
 from client.disk import Disk
 from client.trusted_metadata import MAX_BYTES, FetchMetadata, MetadataFolder, TrustedMetadata
 from quantization.errors import (
@@ -408,3 +409,7 @@ def test_a_file_larger_than_its_role_allows_is_not_read(tmp_path: Path) -> None:
     folder = MetadataFolder(tmp_path / "trust", Disk())
     (tmp_path / "trust" / "timestamp.json").write_bytes(bytes(MAX_BYTES["timestamp"] + 1))
     assert folder.read("timestamp") is None
+
+
+def test_files_are_read_from_a_network_up_to_the_size_that_is_trusted() -> None:
+    assert client.update_messages.MAX_METADATA_BYTES == MAX_BYTES
