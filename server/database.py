@@ -1,6 +1,8 @@
 """Opening the registry's database: connections, SQLite's settings, migrations."""
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alembic import command
@@ -9,6 +11,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from quantization.errors import ConfigurationError
 
@@ -57,6 +60,20 @@ def migrate(engine: Engine) -> None:
     except SQLAlchemyError as error:
         shown = engine.url.render_as_string(hide_password=True)
         raise ConfigurationError(f"registry '{shown}' cannot be opened: {_cause(error)}") from error
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Session]:
+    """Yield a session whose work is committed as a whole, or not at all."""
+    with Session(engine) as session, session.begin():
+        yield session
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Session]:
+    """Yield a session that takes no write lock."""
+    with Session(engine.execution_options(begin="DEFERRED")) as session:
+        yield session
 
 
 def revision(engine: Engine) -> str:

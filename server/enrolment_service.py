@@ -27,7 +27,7 @@ from server.identity import Identity
 from server.identity_registry import IdentityRegistry
 from server.peers import Context, OnRefusal, PeerLimits, refusals
 from server.pem import parse_certificate
-from server.registry import Clock
+from server.registry_part import Clock
 from server.signing_requests import public_bytes, requested_key
 from server.update_settings import UpdateSettings
 

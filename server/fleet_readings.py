@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from server.blob_store import BlobStore
 from server.class_totals import ClassTotals, TotalsKey, read_totals
+from server.database import reading
 from server.fleet_queries import (
     GenerationKey,
     drift_ratios,
@@ -28,7 +29,7 @@ from server.fleet_queries import (
     speaking_targets,
 )
 from server.layer_bits import bits_by_layer, mean_bits_by_group, node_order
-from server.registry import Clock
+from server.registry_part import Clock
 from server.rollout import Rollout
 from server.tables import DeviceClassRow, GenerationRow
 from server.target_versions import TargetVersion
@@ -104,7 +105,7 @@ class FleetReader:
             SQLAlchemyError: The database cannot be read.
             QuantFleetError: It holds what this version cannot read.
         """
-        with Session(self._engine.execution_options(begin="DEFERRED")) as session:
+        with reading(self._engine) as session:
             names = sorted(session.scalars(select(DeviceClassRow.name)))
             targets = speaking_targets(session)
             rollouts = rollouts_of_classes(session, targets)

@@ -10,25 +10,19 @@ The rules:
 4. Every change adds a row to the audit, with who made it, in the same transaction.
 """
 
-import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Self
+from collections.abc import Callable
 
-from sqlalchemy import Engine, delete, select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from quantization.errors import ForbiddenError, NotFoundError, OverloadedError, UnauthenticatedError
 from quantization.principal import Principal, Role
 from server.certificates import Issued
-from server.database import connect, migrate
 from server.enrolment_tokens import NewToken, add_token, good_token, name_for, name_taken, void_tokens
 from server.identity_records import Device, Revoked, TokenRecord, device_of, token_record_of
 from server.identity_tables import CertificateRow, DeviceRow, EnrolmentTokenRow
-from server.registry import Clock
-from server.tables import AuditRow
+from server.registry_part import RegistryPart
 
 Sign = Callable[[Principal], Issued]
 """Signs a certificate for somebody; called inside a transaction, so it waits for nothing."""
@@ -37,33 +31,8 @@ MIN_RENEWAL_SECONDS = 600.0
 """A device gets one certificate in this time at most, by renewal."""
 
 
-class IdentityRegistry:
+class IdentityRegistry(RegistryPart):
     """Facts about identities; shares its database with `server.registry.Registry`."""
-
-    def __init__(self, engine: Engine, clock: Clock = time.time) -> None:
-        self._engine = engine
-        self._clock = clock
-
-    @classmethod
-    def open(cls, url: str, clock: Clock = time.time) -> Self:
-        """Return the identities in the database at `url`, made or migrated as needed.
-
-        Raises:
-            ConfigurationError: If the database cannot be opened, or a newer version has written it.
-        """
-        engine = connect(url)
-        migrate(engine)
-        return cls(engine, clock)
-
-    def close(self) -> None:
-        """Close all connections."""
-        self._engine.dispose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def new_token(self, *, valid_seconds: float, actor: str, device: str | None = None) -> NewToken:
         """Return a new token; its secret is not kept.
@@ -270,22 +239,6 @@ class IdentityRegistry:
             .where(CertificateRow.principal == principal.uri, CertificateRow.revoked_at_seconds.is_(None))
             .values(revoked_at_seconds=now)
         )
-
-    @contextmanager
-    def _writing(self) -> Iterator[Session]:
-        """Yield a session whose work is committed as a whole, or not at all."""
-        with Session(self._engine) as session, session.begin():
-            yield session
-
-    @contextmanager
-    def _reading(self) -> Iterator[Session]:
-        """Yield a session that takes no write lock."""
-        with Session(self._engine.execution_options(begin="DEFERRED")) as session:
-            yield session
-
-    def _audit(self, session: Session, action: str, subject: str, **detail: str) -> None:
-        record = json.dumps(detail, sort_keys=True)
-        session.add(AuditRow(at_seconds=self._clock(), action=action, subject=subject, detail=record))
 
 
 def _subject(name: str) -> str:

@@ -7,26 +7,21 @@ The rules:
 2. A generation changes by `advance` alone, which looks the step up in `server.generation` and writes only if
    nobody else has moved the generation since it was read.
 3. At most one generation per model and device class is open: the database refuses a second.
-4. Every change adds a row to the audit, in the same transaction.
-5. Migrations run whenever the registry is opened; a database from a newer version is refused.
+4. Transactions, audit and migrations are those of `server.registry_part`.
 """
 
 import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Engine, select, update
+from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
 
 from quantization.device_class import DeviceClass
 from quantization.errors import ConfigurationError, NotFoundError
-from server.database import connect, migrate
 from server.entries import AuditEntry, Lab, Model
 from server.generation import Event, Generation, IllegalTransitionError, Step, next_step
+from server.registry_part import RegistryPart
 from server.served_manifest import served_manifest
 from server.tables import AuditRow, DeviceClassRow, GenerationRow, LabRow, ModelRow
 from server.tuning_tables import RoundRow
@@ -39,50 +34,14 @@ _Value = TypeVar("_Value")
 NO_CLASS, NO_GENERATION = "", -1
 """What a round is stored under that comes before classes and generations are known."""
 
-Clock = Callable[[], float]
-"""Returns seconds since 1970 (UTC)."""
 
-
-class Registry:
+class Registry(RegistryPart):
     """Facts about models and generations in a database; open it with `Registry.open`."""
-
-    def __init__(self, engine: Engine, clock: Clock) -> None:
-        self._engine = engine
-        self._clock = clock
-
-    @classmethod
-    def open(cls, url: str, clock: Clock = time.time) -> Self:
-        """Return the registry in the database at `url`, made or migrated as needed.
-
-        Args:
-            url: As SQLAlchemy reads it, such as `sqlite:///quantfleet.db`.
-            clock: Seconds since 1970 (UTC).
-
-        Raises:
-            ConfigurationError: If the database cannot be opened, or a newer version has written it.
-        """
-        engine = connect(url)
-        migrate(engine)
-        return cls(engine, clock)
 
     @property
     def place(self) -> str:
         """The database's URL, without a password."""
         return self._engine.url.render_as_string(hide_password=True)
-
-    def now(self) -> float:
-        """Return the time by the registry's clock, seconds since 1970 (UTC)."""
-        return self._clock()
-
-    def close(self) -> None:
-        """Close all connections."""
-        self._engine.dispose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def add_model(self, model: Model) -> Model:
         """Register a model and return it as stored; one that is known stays as it is."""
@@ -291,22 +250,6 @@ class Registry:
                     **counted,
                 )
             )
-
-    @contextmanager
-    def _writing(self) -> Iterator[Session]:
-        """Yield a session whose work is committed as a whole, or not at all."""
-        with Session(self._engine) as session, session.begin():
-            yield session
-
-    @contextmanager
-    def _reading(self) -> Iterator[Session]:
-        """Yield a session that takes no write lock."""
-        with Session(self._engine.execution_options(begin="DEFERRED")) as session:
-            yield session
-
-    def _audit(self, session: Session, action: str, subject: str, **detail: str | int) -> None:
-        record = json.dumps(detail, sort_keys=True)
-        session.add(AuditRow(at_seconds=self._clock(), action=str(action), subject=subject, detail=record))
 
 
 def _value(kind: type[_Value], row: object) -> _Value:

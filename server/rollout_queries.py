@@ -1,20 +1,18 @@
 """What an operator asks of rollouts: read from the registry's database, never written."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Engine, func, select
-from sqlalchemy.orm import Session
 
+from server.database import reading
 from server.registry import Registry
 from server.rollout import Rollout
 from server.rollout_registry import RolloutRegistry, audit_subject
 from server.rollout_rows import rollout_of
 from server.rollout_rules import Measure, Situation, Verdict, marks_verdict, measure_verdict
 from server.rollout_settings import RolloutRules
-from server.tables import AuditRow, RolloutDeviceRow, RolloutRow, TargetRow
+from server.tables import AuditRow, GenerationRow, RolloutDeviceRow, RolloutRow, TargetRow
 from server.target_versions import ServedTarget
 from server.telemetry_codec import counts_from_json, counts_to_json
 from server.telemetry_counts import TelemetryCounts
@@ -95,7 +93,7 @@ class RolloutQueries:
     def served(self) -> tuple[ServedClass, ...]:
         """Return every model and class that has a target, by name."""
         names = {model.digest: model.name for model in self._registry.models()}
-        with self._reading() as session:
+        with reading(self._engine) as session:
             keys = session.execute(select(TargetRow.model_digest, TargetRow.device_class).distinct()).all()
         found = []
         for model, device_class in sorted(keys, key=lambda key: (names[key[0]], *key)):
@@ -106,8 +104,15 @@ class RolloutQueries:
 
     def generations(self, model_digest: str, device_class: str) -> dict[str, int]:
         """Return the numbers of generations by the digest of their manifest."""
-        generations = self._registry.generations(model_digest, device_class)
-        return {g.manifest_digest: g.number for g in generations if g.manifest_digest}
+        row = GenerationRow
+        query = (
+            select(row.manifest_digest, row.number)  # not the rows, which are large
+            .where(row.model_digest == model_digest, row.device_class == device_class)
+            .where(row.manifest_digest != "")
+            .order_by(row.number)
+        )
+        with reading(self._engine) as session:
+            return dict(session.execute(query).tuples().all())
 
     def rollouts(
         self, *, device_class: str = "", is_open_only: bool = False, limit: int = 100
@@ -118,20 +123,20 @@ class RolloutQueries:
             query = query.where(RolloutRow.device_class == device_class)
         if is_open_only:
             query = query.where(RolloutRow.finished_at_seconds.is_(None))
-        with self._reading() as session:
+        with reading(self._engine) as session:
             return tuple(rollout_of(row) for row in session.scalars(query.limit(limit)))
 
     def devices(self, rollout: Rollout) -> int:
         """Return how many devices have reported from a rollout's target while it was open."""
         mine = (RolloutDeviceRow.is_canary.is_(True), RolloutDeviceRow.counts != _NOTHING)
         query = select(func.count()).where(RolloutDeviceRow.rollout_id == rollout.rollout_id, *mine)
-        with self._reading() as session:
+        with reading(self._engine) as session:
             return session.scalar(query) or 0
 
     def steps(self, rollout: Rollout) -> tuple[RolloutStep, ...]:
         """Return what happened to a rollout, oldest first."""
         subject = audit_subject(rollout.model_digest, rollout.device_class, rollout.version)
-        with self._reading() as session:
+        with reading(self._engine) as session:
             rows = session.scalars(select(AuditRow).where(AuditRow.subject == subject).order_by(AuditRow.id))
             return tuple(_step(row) for row in rows)
 
@@ -168,16 +173,10 @@ class RolloutQueries:
     def _counts(self, rollout: Rollout, side: ColumnElement[bool]) -> TelemetryCounts:
         merged = TelemetryCounts()
         query = select(RolloutDeviceRow.counts).where(RolloutDeviceRow.rollout_id == rollout.rollout_id, side)
-        with self._reading() as session:
+        with reading(self._engine) as session:
             for text in session.scalars(query):
                 merged = merged.merge(counts_from_json(text))
         return merged
-
-    @contextmanager
-    def _reading(self) -> Iterator[Session]:
-        """Yield a session that takes no write lock."""
-        with Session(self._engine.execution_options(begin="DEFERRED")) as session:
-            yield session
 
 
 _Observed = tuple[float | None, int]

@@ -11,22 +11,16 @@ The rules:
 """
 
 import hashlib
-import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Self
 
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from quantization.errors import IllegalTransitionError, NotFoundError
-from server.database import connect, migrate
 from server.generation import Event as GenerationEvent
 from server.generation import Step, next_step
-from server.registry import Clock
+from server.registry_part import RegistryPart
 from server.rollout import ABORTS, DEFAULT_PLAN, Event, Rollout, RolloutPlan, advance, plan_for
 from server.rollout_rows import (
     fleet_telemetry,
@@ -36,7 +30,7 @@ from server.rollout_rows import (
     rollout_of,
     target_version_of,
 )
-from server.tables import AuditRow, GenerationRow, RolloutRow, TargetRow
+from server.tables import GenerationRow, RolloutRow, TargetRow
 from server.target_versions import ServedTarget, TargetVersion
 from server.targets import MAX_MANIFESTS, Assignment
 from server.telemetry_codec import counts_to_json
@@ -46,33 +40,8 @@ TELEMETRY = "telemetry"
 """Who moves a rollout when no operator does."""
 
 
-class RolloutRegistry:
+class RolloutRegistry(RegistryPart):
     """Facts about targets and rollouts; shares its database with `server.registry.Registry`."""
-
-    def __init__(self, engine: Engine, clock: Clock) -> None:
-        self._engine = engine
-        self._clock = clock
-
-    @classmethod
-    def open(cls, url: str, clock: Clock = time.time) -> Self:
-        """Return the rollouts in the database at `url`, made or migrated as needed.
-
-        Raises:
-            ConfigurationError: If the database cannot be opened, or a newer version has written it.
-        """
-        engine = connect(url)
-        migrate(engine)
-        return cls(engine, clock)
-
-    def close(self) -> None:
-        """Close all connections."""
-        self._engine.dispose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def publish(
         self,
@@ -108,7 +77,7 @@ class RolloutRegistry:
                 target = self._add_target(
                     session, model_digest, device_class, manifest_digest, reason, wanted=version
                 )
-                self._audit(session, "target_published", target, actor=actor, reason=reason)
+                self._audit_version(session, "target_published", target, actor=actor, reason=reason)
         except IntegrityError as error:
             raise _conflict(model_digest, device_class) from error
         return target
@@ -217,7 +186,7 @@ class RolloutRegistry:
                 session.add(
                     RolloutRow(**rollout_columns(started), fleet_counts=counts_to_json(_merged(counts)))
                 )
-                self._audit(session, "rollout_started", started, actor=actor, reason=reason)
+                self._audit_version(session, "rollout_started", started, actor=actor, reason=reason)
         except IntegrityError as error:
             raise _conflict(model_digest, device_class) from error
         return started
@@ -287,7 +256,7 @@ class RolloutRegistry:
                 f"rollout {rollout.rollout_id} is no longer at revision {rollout.revision}: somebody else has "
                 "moved it"
             )
-        self._audit(session, event, moved, actor=actor, reason=reason)
+        self._audit_version(session, event, moved, actor=actor, reason=reason)
         return moved
 
     def _recall_generation(self, session: Session, rollout: Rollout, reason: str) -> None:
@@ -309,9 +278,7 @@ class RolloutRegistry:
             recalled.step = str(next_step(Step.PUBLISHED, GenerationEvent.RECALLED))
             recalled.reason = f"rolled back: {reason}"
             subject = f"{rollout.model_digest}/{rollout.device_class}/{recalled.number}"
-            detail = json.dumps({"reason": recalled.reason}, sort_keys=True)
-            event = str(GenerationEvent.RECALLED)
-            session.add(AuditRow(at_seconds=self._clock(), action=event, subject=subject, detail=detail))
+            self._audit(session, GenerationEvent.RECALLED, subject, reason=recalled.reason)
 
     def _add_target(
         self,
@@ -335,22 +302,11 @@ class RolloutRegistry:
         session.flush()  # here, so that two that take one version part here
         return target
 
-    @contextmanager
-    def _writing(self) -> Iterator[Session]:
-        """Yield a session whose work is committed as a whole, or not at all."""
-        with Session(self._engine) as session, session.begin():
-            yield session
-
-    @contextmanager
-    def _reading(self) -> Iterator[Session]:
-        """Yield a session that takes no write lock."""
-        with Session(self._engine.execution_options(begin="DEFERRED")) as session:
-            yield session
-
-    def _audit(self, session: Session, action: str, what: TargetVersion | Rollout, **detail: str) -> None:
-        record = json.dumps({**detail, **_stand_of(what)}, sort_keys=True)
+    def _audit_version(
+        self, session: Session, action: str, what: TargetVersion | Rollout, *, actor: str, reason: str
+    ) -> None:
         subject = audit_subject(what.model_digest, what.device_class, what.version)
-        session.add(AuditRow(at_seconds=self._clock(), action=str(action), subject=subject, detail=record))
+        self._audit(session, action, subject, actor=actor, reason=reason, **_stand_of(what))
 
 
 def audit_subject(model_digest: str, device_class: str, version: int) -> str:

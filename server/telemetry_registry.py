@@ -15,8 +15,7 @@ The rules:
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import fields
 
 from sqlalchemy import Engine, func, select
@@ -25,6 +24,7 @@ from sqlalchemy.orm import Session
 
 from quantization.errors import QuantFleetError
 from server.class_totals import shard_of
+from server.database import reading
 from server.rollout import Rollout
 from server.rollout_registry import TELEMETRY, RolloutRegistry
 from server.rollout_rules import Evidence, Situation, decide
@@ -93,7 +93,7 @@ class TelemetryRegistry:
             DeviceTelemetryRow.device_class == device_class,
             DeviceTelemetryRow.version == version,
         )
-        with self._reading() as session:
+        with reading(self._engine) as session:
             for text in session.scalars(select(DeviceTelemetryRow.counts).where(*mine)):
                 merged = merged.merge(counts_from_json(text))
         return merged
@@ -102,7 +102,7 @@ class TelemetryRegistry:
         """Return all that telemetry shows of a rollout."""
         mine = RolloutUnitRow.rollout_id == rollout.rollout_id
         last_id, evidence = self._evidence.get(rollout.rollout_id, (0, Evidence.none(self._rules)))
-        with self._reading() as session:
+        with reading(self._engine) as session:
             news = select(RolloutUnitRow).where(mine, RolloutUnitRow.id > last_id).order_by(RolloutUnitRow.id)
             for row in session.scalars(news):
                 unit = Unit(**{field.name: getattr(row, field.name) for field in fields(Unit)})
@@ -140,12 +140,6 @@ class TelemetryRegistry:
             session.flush()
             folding.totals.store(session, self._shard)
             return tuple(results[place] for place in range(len(calls)))
-
-    @contextmanager
-    def _reading(self) -> Iterator[Session]:
-        """Yield a session that takes no write lock."""
-        with Session(self._engine.execution_options(begin="DEFERRED")) as session:
-            yield session
 
 
 def _is_race(error: DBAPIError) -> bool:

@@ -10,24 +10,18 @@ The rules:
 """
 
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Self
 from uuid import uuid4
 
-from sqlalchemy import Engine, select, update
+from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
 
 from quantization.errors import IllegalTransitionError, NotFoundError
 from server.class_totals import ClassTotals, read_totals
-from server.database import connect, migrate
 from server.field_drift import FieldDrift, Tally, Track
 from server.generation import FINAL_STEPS, Step
-from server.registry import Clock
-from server.tables import AuditRow, GenerationRow, ModelRow
+from server.registry_part import RegistryPart
+from server.tables import GenerationRow, ModelRow
 from server.tuning_runs import Cause, RunEvent, RunState, TuningRequest, TuningRun, next_state
 from server.tuning_tables import DriftRow, RoundRow, TunerLeaseRow, TuningRequestRow, TuningRunRow
 
@@ -48,37 +42,8 @@ class GenerationOutline:
         return self.step not in FINAL_STEPS
 
 
-class TuningRegistry:
+class TuningRegistry(RegistryPart):
     """Facts about tuning; shares its database with `server.registry.Registry`."""
-
-    def __init__(self, engine: Engine, clock: Clock) -> None:
-        self._engine = engine
-        self._clock = clock
-
-    @classmethod
-    def open(cls, url: str, clock: Clock = time.time) -> Self:
-        """Return what is known of tuning in the database at `url`, made or migrated as needed.
-
-        Raises:
-            ConfigurationError: If the database cannot be opened, or a newer version has written it.
-        """
-        engine = connect(url)
-        migrate(engine)
-        return cls(engine, clock)
-
-    def now(self) -> float:
-        """Return the time by the registry's clock, seconds since 1970 (UTC)."""
-        return self._clock()
-
-    def close(self) -> None:
-        """Close all connections."""
-        self._engine.dispose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def model_names(self) -> tuple[str, ...]:
         """Return the names of all models, sorted."""
@@ -278,22 +243,6 @@ class TuningRegistry:
                 self._audit(session, action, subject, measure=drift.measure, drop=f"{drift.drop or 0.0:.4f}")
             row.state = json.dumps(asdict(drift), sort_keys=True)
             row.drop, row.is_drifting, row.at_seconds = drift.drop, drift.is_drifting, self._clock()
-
-    @contextmanager
-    def _writing(self) -> Iterator[Session]:
-        """Yield a session whose work is committed as a whole, or not at all."""
-        with Session(self._engine) as session, session.begin():
-            yield session
-
-    @contextmanager
-    def _reading(self) -> Iterator[Session]:
-        """Yield a session that takes no write lock."""
-        with Session(self._engine.execution_options(begin="DEFERRED")) as session:
-            yield session
-
-    def _audit(self, session: Session, action: str, subject: str, **detail: str) -> None:
-        record = json.dumps(detail, sort_keys=True)
-        session.add(AuditRow(at_seconds=self._clock(), action=action, subject=subject, detail=record))
 
 
 def progressed(run: TuningRun, marker: str) -> bool:

@@ -35,7 +35,7 @@ def test_work_is_done_again_whatever_it_raises_in_a_thread_of_its_own() -> None:
             assert work.times == 1
             for error in (ValueError("two\nlines"), KeyError(), None):
                 work.error, before = error, work.times
-                await until(lambda before=before: work.times > before + 1)
+                await until(lambda before=before: work.times > before + 1)  # type: ignore[misc]
         assert len(work.threads) == 1
         assert threading.get_ident() not in work.threads
 
