@@ -112,7 +112,7 @@ class RolloutQueries:
             .order_by(row.number)
         )
         with reading(self._engine) as session:
-            return dict(session.execute(query).tuples().all())
+            return {row.manifest_digest: row.number for row in session.execute(query)}
 
     def rollouts(
         self, *, device_class: str = "", is_open_only: bool = False, limit: int = 100
