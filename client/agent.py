@@ -218,6 +218,7 @@ class Agent:
 
         Raises:
             IllegalTransitionError: If there is nothing to go back to.
+            OverloadedError: If an update takes long; nothing was done.
             QuantFleetError: If it cannot be done; what serves stays.
         """
         return self._worker.roll_back()

@@ -148,6 +148,7 @@ class RemoteModel:
 
         Raises:
             IllegalTransitionError: If there is nothing to go back to.
+            OverloadedError: If an update takes long; nothing was done.
             UnreachableError: If no agent answers.
         """
         with self._converted():

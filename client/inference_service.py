@@ -1,5 +1,6 @@
 """The agent for the device's own processes: inference, labels, status and roll-back over a Unix socket."""
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ from quantization.errors import (
     ConfigurationError,
     IllegalTransitionError,
     NotFoundError,
+    OverloadedError,
     QuantFleetError,
     UnreachableError,
 )
@@ -47,6 +49,7 @@ _MAX_ANSWER_BYTES = 256 << 20
 _STATUS: dict[type[QuantFleetError], grpc.StatusCode] = {
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     IllegalTransitionError: grpc.StatusCode.FAILED_PRECONDITION,
+    OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     UnreachableError: grpc.StatusCode.UNAVAILABLE,
     ConfigurationError: grpc.StatusCode.INVALID_ARGUMENT,  # an input that the model does not take, for one
     QuantFleetError: grpc.StatusCode.INTERNAL,
@@ -148,6 +151,7 @@ class _Inference(InferenceServiceServicer):
 class _Device(DeviceServiceServicer):
     def __init__(self, device: LocalDevice) -> None:
         self._device = device
+        self._turning_back = threading.Lock()
 
     def DeviceStatus(  # noqa: N802
         self, _request: pb.DeviceStatusRequest, context: grpc.ServicerContext
@@ -159,7 +163,14 @@ class _Device(DeviceServiceServicer):
         self, _request: pb.RollBackDeviceRequest, context: grpc.ServicerContext
     ) -> pb.RollBackDeviceResponse:
         with _refusals(context):
-            result = self._device.roll_back()
+            if not self._turning_back.acquire(
+                blocking=False
+            ):  # calls that wait would keep others from inference
+                raise OverloadedError("the device is being turned back already", 1.0)
+            try:
+                result = self._device.roll_back()
+            finally:
+                self._turning_back.release()
             left = 0 if result.target is None else result.target.version
             return pb.RollBackDeviceResponse(
                 left_version=left, serving=_target_to_proto(self._device.status().serving)

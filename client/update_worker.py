@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from client.background import lower_priority
 from client.backoff import Backoff
@@ -27,10 +27,11 @@ from client.transport import Offer
 from client.update_result import Outcome, Result
 from client.updater import Updater
 from protos.quantfleet.v1.telemetry_pb2 import InstallAttempt
-from quantization.errors import ConfigurationError, QuantFleetError, UnreachableError
+from quantization.errors import ConfigurationError, OverloadedError, QuantFleetError, UnreachableError
 
 _events = event_log("update")
 
+_PATIENCE_SECONDS = 20.0
 _SHORT_TICK_SECONDS, _TICK_SECONDS = 0.2, 2.0  # with a trial to watch, and without
 
 
@@ -138,10 +139,14 @@ class UpdateWorker:
         if not is_waiting:
             self._ask(self._take_announced)
 
-    def roll_back(self) -> Result:
+    def roll_back(self, patience_seconds: float = _PATIENCE_SECONDS) -> Result:
         """Go back to what served before; any thread may call this, and waits.
 
+        Args:
+            patience_seconds: Longest wait for the worker, which may be fetching; then nothing is done.
+
         Raises:
+            OverloadedError: It was busy for so long.
             QuantFleetError: What `Updater.roll_back` raises, or `UnreachableError` if the agent ends.
         """
 
@@ -150,8 +155,17 @@ class UpdateWorker:
             self._tell(attempt_of(result, 0.0), result.reason)
             return result
 
-        result: Result = self._ask(act).result()
-        return result
+        asked, result = self._ask(act), None
+        try:
+            result = asked.result(patience_seconds)
+        except TimeoutError as error:
+            if asked.cancel():
+                raise OverloadedError(
+                    f"the agent was busy with an update for {patience_seconds:g} s, and nothing was done; try again",
+                    patience_seconds,
+                ) from error
+            result = asked.result()  # it is at it
+        return cast("Result", result)
 
     def close(self, timeout_seconds: float = 30.0) -> None:
         """Stop, once what goes on has ended."""
@@ -187,7 +201,7 @@ class UpdateWorker:
                     self._guarded(chore.name, chore.act)
         while not self._asked.empty():
             asked = self._asked.get()
-            if asked is not None:
+            if asked is not None and asked[1].set_running_or_notify_cancel():
                 asked[1].set_exception(UnreachableError("the agent is ending"))
 
     def _answer(self) -> None:
@@ -201,6 +215,8 @@ class UpdateWorker:
         if asked is None:
             return
         act, future = asked
+        if not future.set_running_or_notify_cancel():
+            return
         try:
             future.set_result(act())
         except Exception as error:  # noqa: BLE001  # who asked is told

@@ -2,6 +2,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from quantization.errors import (
     InvalidDataError,
     MalformedError,
     NotFoundError,
+    OverloadedError,
     UnreachableError,
 )
 
@@ -383,3 +385,38 @@ def test_whoever_asks_while_the_agent_ends_is_told(tmp_path: Path, link: MemoryL
             thread.join(30)
         is_over.set()
         assert len(ended) == 4
+
+
+class WaitingLink(MemoryLink):
+    """A link over which a question takes until it is let go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_asked, self.may_go_on = threading.Event(), threading.Event()
+        self.may_go_on.set()
+
+    def check(self, *asked: Any) -> Offer | None:
+        if not self.may_go_on.is_set():
+            self.is_asked.set()
+            assert self.may_go_on.wait(60)
+        return super().check(*asked)
+
+
+def test_nobody_waits_for_ever_to_go_back_and_what_was_given_up_is_not_done(tmp_path: Path) -> None:
+    link = WaitingLink()
+    link.publish(OLD, 1)
+    with running_agent(tmp_path, link) as agent:
+        eventually(lambda: version_of(agent) == 1)
+        link.publish(NEW, 2)
+        eventually(lambda: version_of(agent) == 2 and agent.status().phase == "confirmed")
+        link.may_go_on.clear()
+        agent._worker.announce(Offer(Target(2, NEW.manifest.digest())))
+        assert link.is_asked.wait(60)
+        with pytest.raises(OverloadedError, match="nothing was done"):
+            agent._worker.roll_back(0.05)
+        assert np.array_equal(agent.infer(INPUTS).output, WANTED[1])
+        link.may_go_on.set()
+        eventually(agent._worker._asked.empty)
+        assert version_of(agent) == 2
+        agent.roll_back()
+        assert version_of(agent) == 1

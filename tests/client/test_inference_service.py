@@ -267,3 +267,34 @@ def test_malformed_messages_are_refused_and_harm_nobody(model: RemoteModel, fold
             empty.Infer(pb.InferRequest(), timeout=60)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert model.infer(INPUTS).version == 1
+
+
+def test_going_back_takes_one_worker_alone(folder: Path) -> None:
+    class BusyDevice(SlowDevice):
+        def roll_back(self) -> Result:
+            self.entered.release()
+            assert self.gate.wait(60)
+            raise OverloadedError("busy", 1.0)
+
+    device = BusyDevice()
+    with (
+        InferenceServer(device, folder / "s", LocalSettings(workers=2)),
+        RemoteModel(folder / "s") as model,
+    ):
+        told: list[str] = []
+
+        def turn_back() -> None:
+            with pytest.raises(OverloadedError, match="agent refuses: busy"):
+                model.roll_back()
+            told.append("busy")
+
+        first = threading.Thread(target=turn_back)
+        first.start()
+        assert device.entered.acquire(timeout=60)
+        for _ in range(4):
+            with pytest.raises(OverloadedError, match="already"):
+                model.roll_back()
+        assert model.status().device_class == "c"
+        device.gate.set()
+        first.join()
+        assert told == ["busy"]
