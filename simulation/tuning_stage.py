@@ -3,20 +3,10 @@
 A SuperLink, SuperNodes with simulated devices, the tuner, and an update server over one home folder. What is killed is
 started again at once, as a service manager would: the SuperLink has forgotten its runs then, and SuperNodes end and
 register anew.
-
-Processes are told apart by the folder that stands for the user's home in their environment, so whatever one of them
-leaves behind is found, and ended, too.
 """
 
-import contextlib
-import os
-import re
-import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -24,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from quantization.device_class import X86_VNNI
-from quantization.errors import ConfigurationError, RoundFailedError
+from quantization.errors import RoundFailedError
 from server.blob_store import BlobStore
 from server.candidate import load_manifest
 from server.flower_app import toml_value
@@ -33,8 +23,9 @@ from server.registry import Registry
 from server.rollout_registry import RolloutRegistry
 from server.settings import ConfigValue
 from server.tuning_registry import TuningRegistry
-from simulation.child_processes import descendants, die_with_parent
+from simulation.child_processes import free_port
 from simulation.lab import prepare_task
+from simulation.stage_processes import StageProcesses
 from simulation.tasks import load_task
 
 _CLASS = X86_VNNI.name
@@ -102,10 +93,9 @@ class TuningStage:
         self.folder = folder.resolve()
         self.home = self.folder / "home"
         self._settings = settings
-        self._ports = {name: _free_port() for name in ("superlink", "server")}
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._ports = {name: free_port() for name in ("superlink", "server")}
+        self._processes = StageProcesses(self.folder, [self.home / "tuner" / "flower"])
         self.home.mkdir(parents=True, exist_ok=True)
-        self._environment = _environment(self.folder)
         self._digest = self._prepare()
         (self.home / "tuner.toml").write_text(self._tuner_toml(), encoding="utf-8")
 
@@ -139,19 +129,16 @@ class TuningStage:
     def kill(self, part: Part) -> bool:
         """Kill a part without a warning, and start it again; return whether it was there."""
         if part is Part.SERVERAPP:
-            return sum(_kill(pid) for pid in self._found("flwr-serverapp")) > 0
+            return self._processes.kill_found("flwr-serverapp")
         if part in (Part.SUPERLINK, Part.SUPERLINK_TREE):
-            victims = [self._processes["superlink"].pid]
-            if part is Part.SUPERLINK_TREE:
-                victims += descendants(victims[0])
-            found = [_kill(pid) for pid in victims]
-            self._processes["superlink"].wait()
+            is_there = self._processes.kill("superlink", with_all_below=part is Part.SUPERLINK_TREE)
             self._start_superlink()
-            return any(found)
-        name = "tuner" if part is Part.TUNER else "server"
-        is_there = _kill(self._processes[name].pid)
-        self._processes[name].wait()
-        self._start_tuner() if part is Part.TUNER else self._start_server()
+        elif part is Part.TUNER:
+            is_there = self._processes.kill("tuner")
+            self._start_tuner()
+        else:
+            is_there = self._processes.kill("server")
+            self._start_server()
         return is_there
 
     def tend(self) -> None:
@@ -160,11 +147,9 @@ class TuningStage:
         Raises:
             RoundFailedError: Another part has ended; says what it logged.
         """
-        for name, process in list(self._processes.items()):
-            if process.poll() is None:
-                continue
+        for name, status in self._processes.ended().items():
             if not name.startswith(_SUPERNODE):
-                raise RoundFailedError(f"{name} ended with status {process.returncode}: {self._tail(name)}")
+                raise RoundFailedError(f"{name} ended with status {status}: {self._processes.tail(name)}")
             self._start_supernode(int(name.removeprefix(_SUPERNODE)))
 
     def pause(self, seconds: float) -> None:
@@ -227,17 +212,7 @@ class TuningStage:
 
     def close(self) -> None:
         """End every process, and whatever they left behind."""
-        for process in reversed(self._processes.values()):
-            process.terminate()
-        for process in reversed(self._processes.values()):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(5)
-        for _ in range(3):
-            for pid in self._found(""):
-                _kill(pid)
-        for process in self._processes.values():
-            process.wait()
-        self._processes.clear()
+        self._processes.close()
 
     def _prepare(self) -> str:
         """Calibrate generation 0, and publish it to devices; return the model's digest."""
@@ -285,7 +260,7 @@ class TuningStage:
 
     def _start_superlink(self) -> None:
         port = self._ports["superlink"]
-        self._start(
+        self._processes.start(
             "superlink",
             "flower-superlink",
             "--insecure",
@@ -295,17 +270,17 @@ class TuningStage:
         )
 
     def _start_supernode(self, position: int) -> None:
-        self._start(
+        self._processes.start(
             f"{_SUPERNODE}{position}",
             "flower-supernode",
             "--insecure",
             f"--superlink=127.0.0.1:{self._ports['superlink']}",
-            f"--port={_free_port()}",
+            f"--port={free_port()}",
             f"--node-config=partition-id={position} num-partitions={self._settings.devices}",
         )
 
     def _start_server(self) -> None:
-        self._start(
+        self._processes.start(
             "server",
             "quantfleet-server",
             "serve",
@@ -318,7 +293,7 @@ class TuningStage:
 
     def _start_tuner(self) -> None:
         address = f"127.0.0.1:{self._ports['superlink']}"
-        self._start(
+        self._processes.start(
             "tuner",
             "quantfleet-server",
             "tune",
@@ -326,22 +301,6 @@ class TuningStage:
             "--insecure",
             f"--superlink-address={address}",
         )
-
-    def _start(self, name: str, program: str, *arguments: str) -> None:
-        path = Path(sys.executable).with_name(program)
-        if not path.exists():
-            raise ConfigurationError(f"'{program}' is not installed beside this Python")
-        with (self.folder / f"{name}.log").open("ab") as output:
-            self._processes[name] = subprocess.Popen(  # noqa: S603  # our own commands
-                [str(path), *arguments],
-                cwd=self.folder,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=die_with_parent,  # noqa: PLW1509 - it calls the kernel and nothing else
-            )
 
     def _is_rolled_out(self) -> bool:
         with RolloutRegistry.open(self.registry_url) as rollouts:
@@ -352,53 +311,5 @@ class TuningStage:
         while not is_reached():
             self.tend()
             if time.monotonic() > deadline:
-                tails = "\n".join(f"== {name}\n{self._tail(name)}" for name in self._processes)
-                raise RoundFailedError(f"not within {seconds:g} s: {goal}\n{tails}")
+                raise RoundFailedError(f"not within {seconds:g} s: {goal}\n{self._processes.tails()}")
             time.sleep(_POLL_SECONDS)
-
-    def _tail(self, name: str) -> str:
-        return (self.folder / f"{name}.log").read_text(errors="replace")[-3000:]
-
-    def _found(self, word: str) -> Iterator[int]:
-        """Yield processes of this stage whose command line has a word."""
-        mark = f"FLWR_HOME={self.folder / '.flwr'}\0".encode()
-        for path in Path("/proc").iterdir():
-            if not path.name.isdigit() or int(path.name) == os.getpid():
-                continue
-            with contextlib.suppress(OSError):
-                own = f"FLWR_HOME={self.home / 'tuner' / 'flower'}\0".encode()
-                environment = (path / "environ").read_bytes()
-                if (mark in environment or own in environment) and word.encode() in (
-                    path / "cmdline"
-                ).read_bytes():
-                    yield int(path.name)
-
-
-def _kill(pid: int) -> bool:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    """Return the environment of a user whose home is `folder`, with this Python's commands and nothing of Flower's."""
-    kept = {
-        name: value for name, value in os.environ.items() if not re.match("FLWR_|RAY_|XDG_|QUANTFLEET_", name)
-    }
-    return kept | {
-        "HOME": str(folder),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "FLWR_HOME": str(folder / ".flwr"),
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "OMP_NUM_THREADS": "1",
-    }
