@@ -27,7 +27,7 @@ from quantization.errors import ConfigurationError, UnreachableError
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
-_LOG_TAIL = 2000
+_LOG_TAIL = 500
 _STOP_SECONDS = 8.0
 
 
