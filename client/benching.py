@@ -11,7 +11,8 @@ import numpy as np
 from client.folder_lock import Access
 from client.memory import keep_memory_small
 from client.process_memory import peak_rss_bytes, rss_bytes
-from client.runtime import Float32Array, Runtime, open_session, run_session
+from client.runtime import Runtime
+from client.sessions import Float32Array, open_session, run_session
 from client.state import StateFolder
 from quantization.artifact import BlobReader, Manifest, decode_blob, decode_files
 from quantization.errors import ConfigurationError, NotFoundError

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from client.garbage import used_bytes
-from client.runtime import Float32Array
+from client.sessions import Float32Array
 from client.slots import Slots, Target
 from client.state import StateFolder
 

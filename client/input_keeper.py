@@ -4,8 +4,8 @@ What is kept never leaves the device: calibration rounds send statistics of it.
 """
 
 from client.events import event_log
-from client.runtime import Float32Array
 from client.sampler import Sampler
+from client.sessions import Float32Array
 from client.settings import SampleSettings
 from client.state import StateFolder
 from quantization.artifact import Manifest

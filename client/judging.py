@@ -14,7 +14,7 @@ import numpy as np
 
 from client.background import lower_priority
 from client.events import event_log
-from client.runtime import Float32Array
+from client.sessions import Float32Array
 from client.shadow import can_judge, judge_answers
 from client.telemetry import Counted, Telemetry
 from quantization.arrays import AnyArray

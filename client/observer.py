@@ -8,7 +8,7 @@ from types import MappingProxyType
 import numpy as np
 import onnxruntime as ort
 
-from client.runtime import Float32Array, check_input, open_session, run_session
+from client.sessions import Float32Array, check_input, open_session, run_session
 from quantization.arrays import AnyArray, FloatArray, IntArray
 from quantization.artifact import BlobReader, BlobRef, Manifest, decode_blob, decode_files, read_references
 from quantization.calibration_recipe import DEFAULT_RECIPE, CalibrationRecipe, prepare_inputs, prepared_blocks

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from client.runtime import open_session, run_session
+from client.sessions import open_session, run_session
 from quantization.artifact import BlobReader, Manifest, decode_blob, decode_files
 from quantization.blob_ref import BlobRef
 from quantization.errors import ConfigurationError, MalformedError

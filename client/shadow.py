@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from client.runtime import Float32Array, open_session, run_session
+from client.sessions import Float32Array, open_session, run_session
 from quantization.artifact import BlobReader, Manifest, Stage, decode_blob, decode_files
 from quantization.errors import ConfigurationError, MalformedError
 from quantization.observation import VALUES

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from client.runtime import Float32Array, check_input, open_session, run_session
+from client.sessions import Float32Array, check_input, open_session, run_session
 from quantization.arrays import AnyArray, FloatArray
 from quantization.artifact import BlobReader, Manifest, decode_blob, decode_files
 from quantization.errors import ConfigurationError, MalformedError

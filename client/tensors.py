@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from client.runtime import Float32Array
+from client.sessions import Float32Array
 from protos.quantfleet.v1.inference_pb2 import Tensor
 from quantization.arrays import AnyArray
 from quantization.errors import InvalidDataError

@@ -29,8 +29,8 @@ CORE_MODULES = (
 )  # fmt: skip
 
 CLIENT_MODULES = (
-    "garbage", "memory", "observer", "profiler", "runtime", "sampler", "self_testing", "serving", "spool", "state",
-    "tap_observer", "trusted_metadata", "updater",
+    "garbage", "memory", "observer", "profiler", "runtime", "sampler", "self_testing", "serving", "sessions", "spool",
+    "state", "tap_observer", "trusted_metadata", "updater",
 )  # fmt: skip
 
 DEVICE_MODULES = (

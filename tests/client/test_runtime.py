@@ -13,7 +13,8 @@ import pytest
 from artifacts import example
 from onnx import TensorProto, helper
 
-from client.runtime import Runtime, open_session, run_session
+from client.runtime import Runtime
+from client.sessions import open_session, run_session
 from quantization.artifact import Artifact
 from quantization.blob import content_digest, decode_blob_content, encode_blob
 from quantization.errors import (
