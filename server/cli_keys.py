@@ -169,7 +169,7 @@ def _initialise(
 ) -> list[str]:
     """Make what is missing; return what was made."""
     now, pki, made = time.time(), _pki(home.path), []
-    if not (home.metadata.path / "timestamp.json").exists():
+    if not home.metadata.is_made:
         offline, online = home.offline_keys(passphrase), home.online_keys()
         home.metadata.create(offline, online, now_seconds=now, root_keys=root_keys, targets_keys=targets_keys)
         made += [

@@ -5,21 +5,16 @@ The rules (specification 1.0, https://theupdateframework.github.io/specification
 1. Targets are manifests of artifacts, under the names of `quantization.target_name`; blobs are bound by the digests in
    the manifest. The way back is signed together with the way forth: a rollout that is taken back at night needs no
    offline key then.
-2. Files are named `<version>.<role>.json`, and `timestamp.json`. A file is there before the one that names it, and
-   appears whole: a reader sees the repository before a change or after it.
+2. A file is there before the one that names it, and appears whole (`server.metadata_folder`): a reader sees the
+   repository before a change or after it.
 3. Versions grow by one. A new root is signed by the old root's keys and its own.
 4. `refresh` signs snapshot and timestamp anew before they expire, with online keys alone. It also ends what a process
-   that died left half done: targets that no snapshot names yet.
-5. One process at a time changes the folder: it holds the lock of the file `<folder>.lock` beside it.
+   that died left half done: targets that no snapshot names yet, and files whose keys the newest root has replaced.
 
 Nothing here reads a clock: times are passed in.
 """
 
-import fcntl
-import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,6 +28,7 @@ from quantization.errors import ConfigurationError, NotFoundError
 from quantization.manifest import MAX_MANIFEST_BYTES
 from quantization.target_name import TargetName
 from server.keys import ROLES, KeyFolder
+from server.metadata_folder import MetadataFolder
 from server.target_signing import checked_targets
 
 _Signed = TypeVar("_Signed", bound=Signed)
@@ -69,8 +65,18 @@ class SignedMetadata:
     """The folder with the signed files; keys are handed in where they are needed."""
 
     def __init__(self, path: Path | str, lifetimes: Lifetimes = DEFAULT_LIFETIMES) -> None:
-        self.path = Path(path)
+        self._folder = MetadataFolder(path)
         self._lifetimes = lifetimes
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self._folder.path
+
+    @property
+    def is_made(self) -> bool:
+        """Whether there is a repository."""
+        return self._folder.is_made
 
     def create(
         self,
@@ -93,13 +99,13 @@ class SignedMetadata:
         Raises:
             ConfigurationError: If there is a repository already, or the folder cannot be written.
         """
-        with self._changing():
+        with self._folder.changing():
             self._create(offline, online, now_seconds, root_keys, targets_keys)
 
     def _create(
         self, offline: KeyFolder, online: KeyFolder, now_seconds: float, root_keys: int, targets_keys: int
     ) -> None:
-        if self._newest("root"):
+        if self._folder.is_made:
             raise ConfigurationError(f"{self.path} holds a repository already; rotate its keys instead")
         if min(root_keys, targets_keys) < 1:
             raise ConfigurationError("root and targets need one key at least")
@@ -138,7 +144,7 @@ class SignedMetadata:
             ConfigurationError: If a manifest is larger than a device reads, or a name has another content already.
             NotFoundError: If a key, or the repository, is not there.
         """
-        with self._changing():
+        with self._folder.changing():
             targets = self._read("targets", Targets)
             for name in withdrawn:
                 targets.targets.pop(str(name), None)
@@ -171,17 +177,17 @@ class SignedMetadata:
                 follow the newest one.
             NotFoundError: If a key, or the repository, is not there.
         """
-        with self._changing():
+        with self._folder.changing():
             root = self._read("root", Root)
             if data != self.read("targets"):
                 version = checked_targets(data, root, now_seconds=now_seconds).version
-                newest = self._newest("targets")
+                newest = self._folder.newest("targets")
                 if version != newest + 1:
                     raise ConfigurationError(
                         f"version {newest + 1} of targets is next, not {version}: another file was signed meanwhile; "
                         "ask again what is to be signed"
                     )
-                _put(self.path / f"{version}.targets.json", data)
+                self._folder.put("targets", version, data)
             self._sign_online(root, online, now_seconds)
 
     def refresh(self, online: KeyFolder, *, now_seconds: float) -> bool:
@@ -192,8 +198,8 @@ class SignedMetadata:
         Raises:
             NotFoundError: If a key, or the repository, is not there.
         """
-        with self._changing():
-            is_due = self._is_half_over(now_seconds) or not self._names_the_newest()
+        with self._folder.changing():
+            is_due = self._is_half_over(now_seconds) or not self._is_consistent()
             if is_due:
                 self._sign_online(self._read("root", Root), online, now_seconds)
         return is_due
@@ -205,11 +211,15 @@ class SignedMetadata:
             for role, kind in (("snapshot", Snapshot), ("timestamp", Timestamp))
         )
 
-    def _names_the_newest(self) -> bool:
-        """Return whether the timestamp leads to the newest snapshot, and that to the newest targets."""
+    def _is_consistent(self) -> bool:
+        """Return whether the timestamp leads to the newest snapshot, that to the newest targets, by the newest keys."""
         named = self._read("timestamp", Timestamp).snapshot_meta.version
         targets = self._read("snapshot", Snapshot).meta["targets.json"].version
-        return named == self._newest("snapshot") and targets == self._newest("targets")
+        is_newest = named == self._folder.newest("snapshot") and targets == self._folder.newest("targets")
+        root = self._read("root", Root)
+        return is_newest and all(
+            _is_signed(root, role, self.read(role)) for role in ("snapshot", "timestamp")
+        )
 
     def rotate(
         self, role: str, *, offline: KeyFolder, online: KeyFolder, now_seconds: float, keys: int = 1
@@ -229,7 +239,7 @@ class SignedMetadata:
             ConfigurationError: If there is no such role.
             NotFoundError: If a key, or the repository, is not there.
         """
-        with self._changing():
+        with self._folder.changing():
             self._rotate(role, offline, online, now_seconds, keys)
 
     def _rotate(
@@ -265,17 +275,8 @@ class SignedMetadata:
         Raises:
             NotFoundError: There is none.
         """
-        if role not in ROLES or version < 0:
-            raise NotFoundError(f"no metadata of role {role[:80]!r}, version {version}")
-        is_numbered = role != "timestamp"
-        path = self.path / (
-            f"{version or self._newest(role)}.{role}.json" if is_numbered else "timestamp.json"
-        )
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError as error:
-            raise NotFoundError(f"no metadata {path.name} in {self.path}") from error
-        if version and not is_numbered and version != self._read(role, Timestamp).version:
+        data = self._folder.read(role, version)
+        if version and role == "timestamp" and version != self._read(role, Timestamp).version:
             raise NotFoundError(f"of {role} there is the newest version alone, not {version}")
         return data
 
@@ -288,30 +289,16 @@ class SignedMetadata:
         files = self._read("targets", Targets).targets
         return {TargetName.parse(name): file.hashes["sha256"] for name, file in files.items()}
 
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Keep other processes, and threads, from changing the folder while the block runs."""
-        path = self.path.with_name(f"{self.path.name}.lock")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise ConfigurationError(f"{path} cannot be written ({error.strerror})") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
-
     def _sign_online(self, root: Root, online: KeyFolder, now_seconds: float) -> None:
         snapshot, timestamp = self._read("snapshot", Snapshot), self._read("timestamp", Timestamp)
-        snapshot.meta["targets.json"] = MetaFile(self._newest("targets"))
+        snapshot.meta["targets.json"] = MetaFile(self._folder.newest("targets"))
         snapshot.version += 1
         self._sign("snapshot", snapshot, root, online, now_seconds)
         data = self.read("snapshot")
         timestamp.snapshot_meta = MetaFile.from_data(snapshot.version, data, ["sha256"])
         timestamp.version += 1
         self._sign("timestamp", timestamp, root, online, now_seconds)
+        self._folder.forget_old()
 
     def _sign(
         self,
@@ -333,8 +320,7 @@ class SignedMetadata:
         for delegator in (root, also):
             if delegator is not None:
                 delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
-        name = "timestamp.json" if role == "timestamp" else f"{signed.version}.{role}.json"
-        _put(self.path / name, metadata.to_bytes(_COMPACT))
+        self._folder.put(role, signed.version, metadata.to_bytes(_COMPACT))
 
     def _read(self, role: str, kind: type[_Signed]) -> _Signed:
         data = self.read(role)
@@ -346,30 +332,16 @@ class SignedMetadata:
             raise ConfigurationError(f"{role} in {self.path} is a file of another role")
         return signed
 
-    def _newest(self, role: str) -> int:
-        """Return the newest version of a role's numbered files; 0 where there is none."""
-        names = (path.name.split(".") for path in self.path.glob(f"*.{role}.json"))
-        return max((int(name[0]) for name in names if len(name) == 3 and name[0].isdigit()), default=0)
-
 
 def _time(seconds: float) -> datetime:
     return datetime.fromtimestamp(int(seconds), UTC)
 
 
-def _put(path: Path, data: bytes) -> None:
-    """Put a file in place, all at once and for good."""
+def _is_signed(root: Root, role: str, data: bytes) -> bool:
+    """Return whether a file of a role has the signatures that root asks for."""
+    metadata = Metadata[Any].from_bytes(data)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}.", delete=False) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(file.name).chmod(0o644)
-        Path(file.name).replace(path)
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be written ({error.strerror})") from error
+        root.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+    except RepositoryError:
+        return False
+    return True

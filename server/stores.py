@@ -87,15 +87,13 @@ def open_signing(settings: ServeSettings) -> Signing | None:
     """
     metadata = HomeFolder(settings.home).metadata
     online = settings.home / "keys" / "online"
-    try:
-        metadata.read("root")
-    except NotFoundError as error:
+    if not metadata.is_made:
         if settings.is_insecure:
             return None
         raise NotFoundError(
             f"{metadata.path} holds no signed metadata; make keys with `quantfleet-server keys init --home "
             f"{settings.home}`, or try things out with --insecure"
-        ) from error
+        )
     keys = KeyFolder(online) if online.is_dir() else None
     if keys is None or not (keys.key_ids("snapshot") and keys.key_ids("timestamp")):
         raise NotFoundError(

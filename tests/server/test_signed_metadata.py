@@ -125,6 +125,46 @@ def test_a_repository_is_not_made_twice(repository: Repository) -> None:
         repository.metadata.create(repository.offline, repository.online, now_seconds=NOW)
 
 
+def test_a_repository_whose_making_was_cut_off_is_made_anew(repository: Repository) -> None:
+    (repository.metadata.path / "timestamp.json").unlink()  # it is put last
+    assert not repository.metadata.is_made
+    repository.metadata.create(repository.offline, repository.online, now_seconds=NOW)
+    repository.publish(1, b"manifest")
+    device = repository.device()
+    device.refresh(repository.fetch, now_seconds=NOW)
+    assert device.manifest_of(named(1), least_version=0).size_bytes == 8
+
+
+@pytest.mark.parametrize("role", ["snapshot", "timestamp"])
+def test_a_rotation_that_was_cut_off_is_ended_by_the_next_refresh(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, role: str
+) -> None:
+    device = repository.device()
+    with monkeypatch.context() as patch:
+        patch.setattr(SignedMetadata, "_sign_online", lambda *_: None)  # it died after the new root
+        repository.rotate(role)
+    assert repository.metadata.refresh(repository.online, now_seconds=NOW)
+    assert not repository.metadata.refresh(repository.online, now_seconds=NOW)
+    device.refresh(repository.fetch, now_seconds=NOW)
+
+
+def test_files_that_nobody_asks_for_are_forgotten_but_every_root_stays(repository: Repository) -> None:
+    for version in range(1, 20):
+        repository.publish(version, b"manifest")
+    repository.rotate("timestamp")
+    kept = sorted(path.name for path in repository.metadata.path.glob("*.targets.json"))
+    assert len(kept) == 16
+    assert len(list(repository.metadata.path.glob("*.snapshot.json"))) == 16
+    assert "20.targets.json" in kept
+    assert repository.metadata.read("root", 1)
+    assert repository.metadata.read("root", 2)
+    with pytest.raises(NotFoundError):
+        repository.metadata.read("targets", 1)
+    device = repository.device()
+    device.refresh(repository.fetch, now_seconds=NOW)
+    assert len(repository.metadata.targets()) == 19
+
+
 @pytest.mark.parametrize("role", ["../offline/root", "../../etc/passwd", "1.root", "", "mirrors"])
 def test_a_role_is_never_a_path(repository: Repository, role: str) -> None:
     with pytest.raises(NotFoundError, match="no metadata of role"):

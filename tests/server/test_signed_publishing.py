@@ -19,8 +19,8 @@ from quantization.errors import (
     UpdateRejectedError,
 )
 from quantization.target_name import TargetName
-from server import signed_metadata
 from server.home_folder import HomeFolder
+from server.private_files import put_file
 from server.publishable import check_publishable
 from server.rollout import Event, Phase
 from server.signed_publishing import Published, publish, sign_change
@@ -196,16 +196,16 @@ class Died(BaseException):
 
 def dying(monkeypatch: pytest.MonkeyPatch, at: int) -> Callable[[], int]:
     """Let the process die before it puts its file number `at` in place; returns how many it has put."""
-    put, calls = signed_metadata._put, 0
+    put, calls = put_file, 0
 
-    def put_or_die(path: Path, data: bytes) -> None:
+    def put_or_die(path: Path, data: bytes, mode: int) -> None:
         nonlocal calls
         calls += 1
         if calls > at:
             raise Died
-        put(path, data)
+        put(path, data, mode)
 
-    monkeypatch.setattr(signed_metadata, "_put", put_or_die)
+    monkeypatch.setattr("server.metadata_folder.put_file", put_or_die)
     return lambda: calls
 
 
