@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -65,6 +66,25 @@ def test_a_background_thread_gives_way_alone() -> None:
     thread.join()
     assert all(priority > mine for priority in found)
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == mine
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="threads have priorities of their own on Linux"
+)
+def test_a_background_thread_of_a_nice_process_is_nicer_than_that() -> None:
+    script = (
+        "import os; from client.background import lower_priority; from threading import Thread, get_native_id\n"
+        "def work(): lower_priority(); lower_priority(); print(os.getpriority(os.PRIO_PROCESS, get_native_id()))\n"
+        "os.setpriority(os.PRIO_PROCESS, 0, 18 if %d else 9)\n"
+        "thread = Thread(target=work); thread.start(); thread.join()"
+    )
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", script % end], capture_output=True, text=True, check=True
+        ).stdout
+        for end in (0, 1)
+    ]
+    assert found == ["14\n", "19\n"]
 
 
 def test_threads_are_switched_quickly_and_never_more_slowly() -> None:
