@@ -26,6 +26,7 @@ from server import fleet_metrics
 from server.admin_service import AdminParts, AdminService
 from server.delta_store import DeltaStore
 from server.enrolment_service import EnrolmentService, RenewalService
+from server.evidence_retention import forget_evidence
 from server.expiry_metrics import ExpiryMetrics
 from server.grpc_server import Service, is_loopback, serving
 from server.identity import Identity
@@ -145,6 +146,7 @@ class _Composition:
             renewal = self._stack.enter_context(self._renewal(identity))
             services.append(Service(renewal.NAME, renewal.register))
         await self._repeat("review", self._reviewer(update).review, table.review_seconds)
+        await self._repeat("retention", self._forget_evidence, table.refresh_seconds)
         address = await self._serve(services, table.address, credentials, update.drain)
         enrolment_address = ""
         if identity.is_certified and table.enrolment_address:
@@ -272,6 +274,10 @@ class _Composition:
             on_change=lambda: _calling(loop, update.poll),
             clock=self._clock,
         )
+
+    def _forget_evidence(self) -> None:
+        kept_seconds = self._settings.server.evidence_days * 86_400
+        forget_evidence(self._stores.engine, before_seconds=self._clock() - kept_seconds)
 
     def _refresher(self) -> Refresher:
         renewals: dict[str, Callable[[], object]] = {}

@@ -44,6 +44,7 @@ class ServerTable:
         delta_folder: Where differences are kept, likewise; empty for the folder `deltas`.
         review_seconds: How often telemetry is asked whether a rollout goes on.
         refresh_seconds: How often it is looked whether signed metadata and certificates are due for renewal.
+        evidence_days: For how long what single devices counted in a rollout is kept when the rollout has ended.
         grace_seconds: How long calls may go on when the process is told to stop.
     """
 
@@ -56,11 +57,12 @@ class ServerTable:
     delta_folder: str = ""
     review_seconds: float = 2.0
     refresh_seconds: float = 300.0
+    evidence_days: float = 30.0
     grace_seconds: float = 10.0
 
     def __post_init__(self) -> None:
         """Refuse what no process can serve."""
-        for name in ("review_seconds", "refresh_seconds", "grace_seconds"):
+        for name in ("review_seconds", "refresh_seconds", "evidence_days", "grace_seconds"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name} must be above 0, not {getattr(self, name)}")
         check_address("address", self.address)

@@ -17,6 +17,7 @@ from quantization.device_class import ARM, DeviceClass
 from quantization.errors import IllegalTransitionError, NotFoundError
 from server.database import connect
 from server.entries import Model
+from server.evidence_retention import forget_evidence
 from server.registry import Registry
 from server.rollout import Event, Phase, Rollout, RolloutPlan, position
 from server.rollout_registry import TELEMETRY, RolloutRegistry
@@ -335,3 +336,24 @@ def test_migrations_make_the_tables_that_the_code_declares(url: str) -> None:
     with transaction(url) as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, Base.metadata) == []
+
+
+def test_evidence_is_forgotten_long_after_a_rollout_has_ended(
+    rollouts: RolloutRegistry, telemetry: TelemetryRegistry, url: str
+) -> None:
+    ended, engine = started(rollouts), connect(url)
+    for device in DEVICES[:20]:
+        version = rollouts.target_for(MODEL, "arm", device).version
+        telemetry.fold(report(device, 1, version, counted(45)))
+    before = telemetry.situation(ended).canaries.devices
+    assert before > 0
+    assert forget_evidence(engine, before_seconds=1e9) == 0  # it is open
+    ended = rollouts.advance(ended, Event.RECALLED, actor="ana")
+    assert forget_evidence(engine, before_seconds=1000.0) == 0  # it has just ended
+    assert telemetry.situation(ended).canaries.devices == before
+    assert forget_evidence(engine, before_seconds=1001.0) == 1
+    assert telemetry.situation(ended).canaries.devices == 0
+    assert forget_evidence(engine, before_seconds=1001.0) == 0
+    assert rollouts.rollout(ended.rollout_id) == ended
+    assert sum(telemetry.counts(MODEL, "arm", version).samples for version in (1, 2)) == 20 * 50
+    engine.dispose()
