@@ -12,6 +12,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from quantization.errors import ConfigurationError
+from server.peers import OnRefusal
+from server.request_parsing import RequestParsing
 
 MAX_REQUEST_BYTES = 256 << 10
 """Largest message that is read from a device: 4,096 digests of what it holds."""
@@ -48,6 +50,7 @@ async def serving(
     *,
     grace_seconds: float = 10.0,
     before_stop: Callable[[], None] = lambda: None,
+    on_refusal: OnRefusal = lambda _error: None,
 ) -> AsyncIterator[int]:
     """Serve while the block runs; yields the port.
 
@@ -57,6 +60,7 @@ async def serving(
         credentials: Of the server; None only on a loopback address.
         grace_seconds: How long calls may go on when the block ends.
         before_stop: Called when the block ends, before calls are waited for.
+        on_refusal: Told of calls whose bytes are no message.
 
     Raises:
         ConfigurationError: The address cannot be served, or must not be without credentials.
@@ -66,7 +70,7 @@ async def serving(
             f"'{address}' is not a loopback address: connections to it need certificates; serve without them on "
             "127.0.0.1 only"
         )
-    server = aio.server(options=_OPTIONS)
+    server = aio.server(options=_OPTIONS, interceptors=[RequestParsing(on_refusal)])
     state = await _add_standard_services(server, [service.name for service in services])
     for service in services:
         service.register(server)

@@ -174,6 +174,7 @@ class _Composition:
                 credentials,
                 grace_seconds=self._settings.server.grace_seconds,
                 before_stop=before_stop,
+                on_refusal=self._counts.count_refusal,
             )
         )
         return f"{address.rpartition(':')[0]}:{port}"

@@ -2,14 +2,15 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import grpc
 import pytest
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from update_client import Running, running
 
-from quantization.errors import ConfigurationError
-from server.grpc_server import is_loopback, serving
+from quantization.errors import ConfigurationError, MalformedError
+from server.grpc_server import Service, is_loopback, serving
 
 NAME = "quantfleet.v1.UpdateService"
 
@@ -102,3 +103,40 @@ def test_an_address_that_is_taken_is_a_clear_error(tmp_path: Path) -> None:
             await main(run)
 
     asyncio.run(around())
+
+
+CALLS: dict[str, Callable[[aio.Channel, bytes], Awaitable[object]]] = {
+    "Check": lambda channel, data: channel.unary_unary(f"/{NAME}/Check")(data),
+    "Watch": lambda channel, data: channel.unary_stream(f"/{NAME}/Watch")(data).read(),
+    "FetchBlobs": lambda channel, data: channel.stream_stream(f"/{NAME}/FetchBlobs")(iter([data])).read(),
+}
+
+
+@pytest.mark.parametrize("method", list(CALLS))
+def test_bytes_that_are_no_message_are_refused_as_bad_requests(
+    method: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def body(channel: aio.Channel) -> None:
+        with pytest.raises(aio.AioRpcError, match="cannot be read") as caught:
+            await CALLS[method](channel, b"\xff\xff\xff")
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+    serve(tmp_path, body)
+    assert "Traceback" not in caplog.text
+
+
+def test_refusals_of_bytes_that_are_no_message_are_told(tmp_path: Path) -> None:
+    async def main() -> list[Exception]:
+        told: list[Exception] = []
+        async with asyncio.timeout(20), running(tmp_path) as run:
+            service = Service(NAME, run.service.register)
+            async with (
+                serving([service], "127.0.0.1:0", None, on_refusal=told.append) as port,
+                aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+            ):
+                with pytest.raises(aio.AioRpcError):
+                    await channel.unary_unary(f"/{NAME}/Check")(b"\xff")
+        return told
+
+    (error,) = asyncio.run(main())
+    assert isinstance(error, MalformedError)
