@@ -4,6 +4,7 @@
 its own, so that a graph which kills its process, or never ends, kills nothing else.
 """
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,15 +14,22 @@ from client.folder_lock import Access
 from client.runtime import Runtime
 from client.slots import Target
 from client.state import StateFolder
-from quantization.errors import DigestMismatchError, NotFoundError, QuantFleetError, UpdateRejectedError
+from quantization.errors import (
+    DigestMismatchError,
+    NotFoundError,
+    OverloadedError,
+    QuantFleetError,
+    UpdateRejectedError,
+)
 
 IsolatedTest = Callable[[Path, str], None]
 """Tries the artifact that a manifest's digest names in a state folder.
 
-UpdateRejectedError if it fails; NotFoundError if it is not all there.
+UpdateRejectedError if it fails; NotFoundError if it is not all there; anything else says nothing of the artifact.
 """
 
 _REFUSED, _INCOMPLETE = 3, 4  # exit codes that Python itself does not use
+_FROM_OUTSIDE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # a service that is stopped, Ctrl-C
 _LONGEST_REASON = 500
 
 
@@ -38,6 +46,7 @@ def run_isolated(folder: Path, manifest_digest: str, timeout_seconds: float = 12
     Raises:
         UpdateRejectedError: If it fails, kills its process, or takes longer.
         NotFoundError: If a blob of it is missing or damaged.
+        OverloadedError: If somebody ended the process, which is not the artifact's fault.
     """
     command = [sys.executable, "-m", "client.self_testing", str(folder.absolute()), manifest_digest]
     try:
@@ -51,6 +60,10 @@ def run_isolated(folder: Path, manifest_digest: str, timeout_seconds: float = 12
         )
     except subprocess.TimeoutExpired as error:
         raise UpdateRejectedError(f"the self-test was not done after {timeout_seconds:.0f} s") from error
+    if -done.returncode in _FROM_OUTSIDE:
+        raise OverloadedError(
+            f"the self-test was ended from outside, signal {-done.returncode}; it is done again", 0.0
+        )
     if done.returncode < 0:
         raise UpdateRejectedError(
             f"the artifact killed the process of its self-test, signal {-done.returncode}"

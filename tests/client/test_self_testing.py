@@ -12,7 +12,7 @@ from client.self_testing import run_isolated
 from client.state import StateFolder
 from quantization.artifact import Artifact
 from quantization.blob import content_digest, encode_blob
-from quantization.errors import NotFoundError, UpdateRejectedError
+from quantization.errors import NotFoundError, OverloadedError, UpdateRejectedError
 
 ARTIFACT = example("mlp").artifact(is_observed=False)
 
@@ -76,3 +76,13 @@ def test_an_artifact_whose_test_does_not_end_is_refused(
     with pytest.raises(UpdateRejectedError, match="was not done after"):
         run_isolated(tmp_path, "0" * 64, timeout_seconds=0.2)
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_test_that_somebody_ends_says_nothing_of_the_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    script = f"import os, signal; signal.signal({number:d}, signal.SIG_DFL); os.kill(os.getpid(), {number:d})"
+    monkeypatch.setattr(self_testing.sys, "executable", interpreter(tmp_path, script))
+    with pytest.raises(OverloadedError, match="ended from outside"):
+        run_isolated(tmp_path, put(tmp_path / "state"))

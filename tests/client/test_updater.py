@@ -31,6 +31,7 @@ from quantization.blob import content_digest, encode_blob
 from quantization.errors import (
     ConfigurationError,
     IllegalTransitionError,
+    OverloadedError,
     UnreachableError,
     UpdateRejectedError,
 )
@@ -590,3 +591,25 @@ def test_what_is_damaged_waits_for_another_network_too(tmp_path: Path) -> None:
         is_metered = False
         bench.updater.update()
         assert bench.state.missing_blobs(OLD.manifest) == []
+
+
+def test_a_service_that_is_stopped_over_a_test_tries_the_artifact_again(tmp_path: Path) -> None:
+    is_stopped = False
+
+    def test(path: Path, digest: str) -> None:
+        if is_stopped:
+            raise OverloadedError("the self-test was ended from outside", 0.0)
+        load(path, digest)
+
+    with Bench(tmp_path, test=test) as bench:
+        bench.publish(OLD, 1)
+        bench.updater.update()
+        is_stopped = True
+        bench.publish(NEW, 2)
+        with pytest.raises(OverloadedError):
+            bench.updater.update()
+        assert (bench.serves(), bench.state.slots().refused_version) == (0, 0)
+    is_stopped = False
+    with Bench(tmp_path, updates=bench.updates, test=test) as bench:
+        assert bench.updater.update().outcome is Outcome.ON_TRIAL
+        assert bench.serves() == 1
