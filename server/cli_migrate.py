@@ -20,7 +20,7 @@ def migrate(
 ) -> None:
     """Bring the registry to this version's tables; every other command does so too, where it has to."""
     with exit_codes():
-        from server.database import connect, migrate, revision
+        from server.database import connect, migrate, revision, shown_url
         from server.serve_settings import ServeSettings
 
         settings = ServeSettings.read(home, config, registry_url=registry_url)
@@ -30,7 +30,7 @@ def migrate(
             found = revision(engine)
         finally:
             engine.dispose()
-    place = engine.url.render_as_string(hide_password=True)
+    place = shown_url(engine.url)
     if as_json:
         typer.echo(json.dumps({"registry": place, "revision": found}))
     else:

@@ -1,5 +1,6 @@
 """Opening the registry's database: connections, SQLite's settings, migrations."""
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +10,8 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from quantization.errors import ConfigurationError
@@ -19,6 +20,7 @@ BUSY_TIMEOUT_SECONDS = 30.0
 """How long a writer waits for another one before it gives up (SQLite)."""
 SILENT_SECONDS = 30.0
 """How long a database's host may be silent before its connections are given up (PostgreSQL)."""
+_PASSWORD = re.compile(r"(?<=:)[^:/@]+(?=@)|(?<=password=)[^&]+")
 _MIGRATION_LOCK = 5_130_904_117_530_042_484
 """Number of the lock that migrations take on PostgreSQL; nobody else's."""
 
@@ -31,9 +33,10 @@ def connect(url: str) -> Engine:
     """
     try:
         engine = create_engine(url, pool_pre_ping=True, connect_args=_connect_arguments(url))
-    except (SQLAlchemyError, ImportError) as error:
+    except (SQLAlchemyError, ImportError, ValueError) as error:  # the last for a port that is no number
         raise ConfigurationError(
-            f"registry '{url}' is not a database URL, such as sqlite:///quantfleet.db: {error}"
+            f"registry '{shown_url(url)}' is not a database URL, such as sqlite:///quantfleet.db: "
+            f"{str(error).replace(url, shown_url(url))}"
         ) from error
     if engine.dialect.name == "sqlite":
         _make_folder(engine.url.database)
@@ -58,8 +61,18 @@ def migrate(engine: Engine) -> None:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     except SQLAlchemyError as error:
-        shown = engine.url.render_as_string(hide_password=True)
+        shown = shown_url(engine.url)
         raise ConfigurationError(f"registry '{shown}' cannot be opened: {_cause(error)}") from error
+
+
+def shown_url(url: str | URL) -> str:
+    """Return a database's URL as messages and logs may have it: without a password, wherever it stands."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        return _PASSWORD.sub("***", str(url))
+    query = {key: "***" if key == "password" else value for key, value in parsed.query.items()}
+    return parsed.set(query=query).render_as_string(hide_password=True)
 
 
 @contextmanager
@@ -103,7 +116,7 @@ def _refuse_newer(connection: Connection, scripts: ScriptDirectory) -> None:
     known = {script.revision for script in scripts.walk_revisions()}
     unknown = set(MigrationContext.configure(connection).get_current_heads()) - known
     if unknown:
-        shown = connection.engine.url.render_as_string(hide_password=True)
+        shown = shown_url(connection.engine.url)
         raise ConfigurationError(
             f"registry '{shown}' is at revision {', '.join(sorted(unknown))}, written by a newer version; "
             f"this one knows up to {scripts.get_current_head()}: upgrade quantfleet, or name another database"

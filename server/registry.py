@@ -19,6 +19,7 @@ from sqlalchemy.exc import IntegrityError
 
 from quantization.device_class import DeviceClass
 from quantization.errors import ConfigurationError, NotFoundError
+from server.database import shown_url
 from server.entries import AuditEntry, Lab, Model
 from server.generation import Event, Generation, IllegalTransitionError, Step, next_step
 from server.registry_part import RegistryPart
@@ -41,7 +42,7 @@ class Registry(RegistryPart):
     @property
     def place(self) -> str:
         """The database's URL, without a password."""
-        return self._engine.url.render_as_string(hide_password=True)
+        return shown_url(self._engine.url)
 
     def add_model(self, model: Model) -> Model:
         """Register a model and return it as stored; one that is known stays as it is."""

@@ -15,6 +15,7 @@ from sqlalchemy.exc import ArgumentError
 
 from quantization.errors import ConfigurationError
 from server.blob_store import BlobStore
+from server.database import shown_url
 from server.flower_runs import FlowerRuns, SuperLink
 from server.home_folder import HomeFolder
 from server.keys import KeyFolder
@@ -171,12 +172,12 @@ def only_model(facts: Facts) -> str:
 def _without_password(url: str) -> str:
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
-        raise ConfigurationError(f"registry '{url}' is not a database URL: {error}") from error
+    except (ArgumentError, ValueError) as error:
+        raise ConfigurationError(f"registry '{shown_url(url)}' is not a database URL") from error
     query = {key: value for key, value in parsed.query.items() if key != "password"}
     if parsed.password is None and len(query) == len(parsed.query):
         return url
-    log.warning("password_left_out", registry=parsed.set(query=query).render_as_string(hide_password=True))
+    log.warning("password_left_out", registry=shown_url(parsed))
     bare = URL.create(
         parsed.drivername, parsed.username, None, parsed.host, parsed.port, parsed.database, query
     )

@@ -230,3 +230,19 @@ def test_a_file_that_is_no_database_is_a_configuration_error(path: Path) -> None
     path.write_bytes(b"this is not a database" * 100)
     with pytest.raises(ConfigurationError, match="not a database"):
         Registry.open(url_of(path))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+nonsense://ana:s3cret@db/fleet",
+        "postgresql+nonsense://db/fleet?password=s3cret",
+        "postgresql+psycopg://ana:s3cret@db:port/fleet",
+        "ana:s3cret@db/fleet",
+    ],
+)
+def test_a_password_is_in_no_message(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="not a database URL") as refused:
+        Registry.open(url)
+    assert "s3cret" not in str(refused.value)
+    assert "db" in str(refused.value)
