@@ -10,7 +10,7 @@ by both digests:
     then, for every difference: its encoding (1 byte), the size of its payload (4, little-endian), the payload
 
 A record that is damaged or half written has another SHA-256: it counts as absent, and is computed anew. Losing the
-whole folder costs time and nothing else.
+whole folder costs time and nothing else; so does a folder that cannot be written.
 """
 
 import hashlib
@@ -21,14 +21,17 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import fsspec
+import structlog
 from fsspec.implementations.local import LocalFileSystem
 
 from quantization.blob import check_digest, decode_blob_content
 from quantization.bundle import is_bundled, make_bundle, parts_between
 from quantization.delta import Delta, Encoding, make_deltas
-from quantization.errors import ConfigurationError, NotFoundError, UnreachableError
+from quantization.errors import ConfigurationError, NotFoundError
 from quantization.manifest import Manifest
 from server.blob_store import BlobStore
+
+_log = structlog.get_logger()
 
 _DIGEST_BYTES = 32
 _BUNDLE = ".bundle"  # behind the target in the name of a record
@@ -139,16 +142,15 @@ class DeltaStore:
         return _decode(body) if hashlib.sha256(body).digest() == digest else None
 
     def _write(self, pair: tuple[str, str], deltas: Deltas) -> None:
+        """Keep a record; where that is not possible now, such as on a full disk, devices are served all the same."""
         body = b"".join(_ENTRY.pack(d.encoding, len(d.payload)) + d.payload for d in deltas)
         path = self._path(pair)
         try:
             if isinstance(self._files, LocalFileSystem):
                 self._files.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
             self._files.pipe_file(path, hashlib.sha256(body).digest() + body)
-        except OSError as error:
-            raise ConfigurationError(f"delta store {self._root} cannot be written: {error}") from error
-        except Exception as error:  # each file system has errors of its own
-            raise UnreachableError(f"delta store {self._root} cannot be written now: {error}") from error
+        except Exception as error:  # noqa: BLE001 - each file system has errors of its own
+            _log.warning("delta_not_kept", store=self._root, record=path.rsplit("/", 1)[1], error=str(error))
 
     def _path(self, pair: tuple[str, str]) -> str:
         base, target = pair

@@ -6,6 +6,7 @@ from uuid import uuid4
 import numpy as np
 import pytest
 from artifacts import example
+from structlog.testing import capture_logs
 
 from quantization.blob import content_digest, decode_blob_content, encode_blob
 from quantization.bundle import parts_between, read_bundle
@@ -125,11 +126,17 @@ def test_a_place_that_cannot_be_opened_is_a_clear_error(blobs: BlobStore, url: s
         DeltaStore(blobs, url)
 
 
-def test_a_store_that_cannot_be_written_is_a_clear_error(blobs: BlobStore, tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_written_gives_differences_and_says_so(
+    blobs: BlobStore, tmp_path: Path, made: list[Any]
+) -> None:
     store = DeltaStore(blobs, tmp_path / "deltas")
     (tmp_path / "deltas" / NAMES[NEW][:2]).write_bytes(b"a file where a folder belongs")
-    with pytest.raises(ConfigurationError, match="cannot be written"):
-        store.deltas(NAMES[OLD], NAMES[NEW])
+    with capture_logs() as logs:
+        first = store.deltas(NAMES[OLD], NAMES[NEW])
+        assert store.deltas(NAMES[OLD], NAMES[NEW]) == first
+    assert first
+    assert len(made) == 2
+    assert [event["event"] for event in logs] == ["delta_not_kept"] * 2
 
 
 TUNED = [example().artifact(number, width=4.0 - number, bits=8 - number) for number in range(2)]
