@@ -111,7 +111,8 @@ class FolderLock:
 def _open(path: Path) -> int:
     """Return a descriptor of a lock file, which a folder that cannot be written must have already."""
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        # for owner and group alone: whoever can open a lock can hold it, and keep a device from starting
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     except OSError as error:
         try:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -282,3 +282,8 @@ def test_who_wants_to_own_a_folder_waits_for_a_guest_that_owns_it_for_a_moment(t
         with StateFolder(tmp_path):
             pass
         thread.join()
+
+
+def test_other_users_cannot_open_the_locks(tmp_path: Path) -> None:
+    with StateFolder(tmp_path):
+        assert all((tmp_path / name).stat().st_mode & 0o007 == 0 for name in ("lock", "guests"))
