@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
 from grpc import aio
 
 from protos.quantfleet.v1 import update_pb2 as pb
@@ -42,6 +41,7 @@ _ENCODINGS = (
     pb.BLOB_ENCODING_BUNDLE,
 )
 _LEAST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.2, 5.0
+_LEAST_FETCH_WAIT_SECONDS, _LONGEST_FETCH_WAIT_SECONDS = 1.0, 16.0
 _STALL_SECONDS = 20.0
 
 
@@ -141,6 +141,7 @@ class SwarmDevice:
 
     async def _follow(self, stub: Any) -> None:  # noqa: ANN401
         """Bring the device to whatever target it was told last."""
+        fetch_wait = _LEAST_FETCH_WAIT_SECONDS
         while True:
             await self._changed.wait()
             self._changed.clear()
@@ -153,13 +154,15 @@ class SwarmDevice:
                 try:
                     await self._fetch(stub, wanted.manifest_digest.hex())
                 except aio.AioRpcError as error:
-                    if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
-                        raise
-                    # The server has too many streams: the watch goes on, and the fetch is tried again.
-                    self._counts.errors["resource_exhausted"] += 1
-                    await asyncio.sleep(max(_pushback_seconds(error), _LEAST_WAIT_SECONDS))
+                    # The watch goes on if the connection does; a server that has too many streams is asked later.
+                    self._counts.errors[error.code().name.lower()] += 1
+                    await asyncio.sleep(
+                        max(_pushback_seconds(error), fetch_wait * self._rng.uniform(0.5, 1.0))
+                    )
+                    fetch_wait = min(2 * fetch_wait, _LONGEST_FETCH_WAIT_SECONDS)
                     self._changed.set()
                     continue
+                fetch_wait = _LEAST_FETCH_WAIT_SECONDS
             self._version = wanted.version
             self._wait_seconds = _LEAST_WAIT_SECONDS
             self._say("current", wanted)
