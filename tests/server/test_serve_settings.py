@@ -66,7 +66,10 @@ def test_every_table_is_read_and_options_win(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[serve]\n", "no table 'serve'; there are certificates, enrolment, plan, rollout, server, telemetry, update"),
+        (
+            "[serve]\n",
+            "no table 'serve'; there are certificates, enrolment, plan, rollout, server, telemetry, update",
+        ),
         ("server = 1\n", "must be a table"),
         ("[server]\nadress = ''\n", "no key 'adress'; there are address, blob_folder"),
         ("[server]\naddress = 9443\n", "address must be text, not 9443"),
