@@ -143,7 +143,7 @@ def test_hello_says_what_the_device_is_and_holds() -> None:
     FLEET[0].held = NOW.manifest
     first, second = _cohort(grid)
     assert first == DeviceHello(2, "x86-vnni", 3, NOW.manifest.digest(), 5, True, ("train",), "00000000")
-    assert second == DeviceHello(3, "x86-vnni", -1, "", 0, False)
+    assert second == DeviceHello(3, "x86-vnni", -1, "", 0, False, name="00000001")
 
 
 def test_a_fleets_statistics_are_those_of_one_device_with_all_the_data() -> None:
