@@ -7,11 +7,11 @@ way; what was killed is started again at once. A generation that completes befor
 another one from the start, in a new folder. Each one's manifest, blobs, policy and folded statistics are compared with
 those of the undisturbed one.
 
-`--smoke` kills 3 times; `--precision` has generations choose bit-widths too (moments, probes, rounding); `--json`
+`--smoke` kills once; `--precision` has generations choose bit-widths too (moments, probes, rounding); `--json`
 prints one object; exits 1 if a generation did not complete, or differs.
 
     python benchmarks/bench_kills.py                # 30 kills, about 25 minutes
-    python benchmarks/bench_kills.py --smoke        # 3 kills
+    python benchmarks/bench_kills.py --smoke        # 1 kill
 """
 
 import argparse
@@ -118,7 +118,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if arguments.smoke:
-        arguments.kills = min(arguments.kills, 3)
+        arguments.kills = min(arguments.kills, 1)
     with interrupted_by_sigterm(), tempfile.TemporaryDirectory(prefix="kills") as name:
         result = measure(arguments, arguments.folder or Path(name))
     print(json.dumps(result, indent=None if arguments.json else 2))
