@@ -248,7 +248,12 @@ class Bench:
             if self.fleet.device_class(position).name == generation.device_class
         ]
         pooled = pooled_weights(
-            search, request, observer, lambda node: self.fleet.inputs(node - FIRST_NODE_ID), members
+            search,
+            request,
+            observer,
+            lambda node: self.fleet.inputs(node - FIRST_NODE_ID),
+            members,
+            node_of=lambda name: int(name) + FIRST_NODE_ID,  # simulated devices are named by their position
         )
         federated = from_bytes(read(self.blobs, chosen["weights_digest"]))
         compared = compare_weights(federated, pooled)

@@ -57,6 +57,8 @@ def pooled_weights(
     observer: TapObserver,
     inputs: InputsFunction,
     nodes: Sequence[int],
+    *,
+    node_of: Callable[[str], int],
 ) -> dict[str, LayerCodes]:
     """Return the weights from the inputs of all devices in one place.
 
@@ -66,10 +68,11 @@ def pooled_weights(
         observer: Of the artifact that they held, with the request's graph.
         inputs: Of a device.
         nodes: Devices whose second moments were folded.
+        node_of: From what a device's probes are kept under (`DeviceHello.key`) to its node.
     """
     moments = pooled_moments(request, observer, inputs, nodes)
     asked = probe_layers(search.reference, moments)
-    probes = pooled_probes(search, asked, observer, inputs)
+    probes = pooled_probes(search, asked, observer, lambda key: inputs(node_of(key)))
     again = search.with_statistics(moments, probes)
     return dict(codes_of(again.first_choice(), search.reference.policy))
 
@@ -92,7 +95,7 @@ def pooled_moments(
 
 
 def pooled_probes(
-    search: WeightSearch, asked: LayerProbes, observer: TapObserver, inputs: InputsFunction
+    search: WeightSearch, asked: LayerProbes, observer: TapObserver, inputs: Callable[[str], FloatArray]
 ) -> FieldProbes:
     """Return what the probes cost on the inputs of the devices that measured them."""
     reference = search.reference.overrides
@@ -101,7 +104,7 @@ def pooled_probes(
     for probe in asked.probes:
         replies[probe.name] = {}
         for device in search.probes.replies[probe.name]:
-            rows = finite_rows(inputs(int(device)))
+            rows = finite_rows(inputs(device))
             if device not in expected:
                 expected[device] = observer.logits(rows, reference)
             found = observer.logits(rows, {**reference, **probe.overrides})
