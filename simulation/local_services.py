@@ -34,7 +34,7 @@ canaries = 3
 # A dozen devices cannot show that a version is not two points worse: no alarm for a while is enough.
 [rollout]
 needs_proof = false
-step_seconds = 5.0
+step_seconds = 15.0
 stall_seconds = 600.0
 unit_samples = 60
 least_units = 2
