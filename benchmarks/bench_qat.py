@@ -198,7 +198,7 @@ def main() -> int:
     )
     parser.add_argument("--task", default="cifar10")
     parser.add_argument("--bits", type=int, nargs="+", default=[2, 3])
-    parser.add_argument("--rounds", type=int, default=DEFAULT_PLAN.rounds)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--devices", type=int, default=50)
     parser.add_argument("--test-rows", type=int, default=5000)
     parser.add_argument("--labels", choices=("all", "none", "both"), default="both")
