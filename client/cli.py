@@ -18,6 +18,7 @@ import typer
 from typer import core as typer_core
 
 from quantization.errors import ConfigurationError, MalformedError, QuantFleetError
+from quantization.printable import printable
 
 _BAD_INPUT = (ConfigurationError, MalformedError)
 _EXIT_FAILED, _EXIT_BAD_INPUT, _EXIT_INTERRUPTED = 1, 2, 130
@@ -224,7 +225,7 @@ def _exit_codes() -> Iterator[None]:
     try:
         yield
     except QuantFleetError as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        typer.echo(f"error: {printable(str(error))}", err=True)
         raise typer.Exit(_EXIT_BAD_INPUT if isinstance(error, _BAD_INPUT) else _EXIT_FAILED) from None
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)

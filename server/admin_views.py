@@ -7,8 +7,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from protos.quantfleet.v1 import admin_pb2 as pb
+from quantization.printable import printable
 from server.cli_common import table_of
-from server.cli_errors import printable
 
 _UNKNOWN = "-"
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400

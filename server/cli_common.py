@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli_errors import exit_codes, printable
+from quantization.printable import printable
+from server.cli_errors import exit_codes
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quantization.enrolment_token import EnrolmentToken
-from server.cli_errors import exit_codes, printable
+from quantization.printable import printable
+from server.cli_errors import exit_codes
 from server.cli_options import AsJson, DefaultHome, Home, RegistryUrl, local_actor
 
 if TYPE_CHECKING:

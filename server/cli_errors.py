@@ -6,9 +6,10 @@ from collections.abc import Iterator
 import typer
 
 from quantization.errors import ConfigurationError, MalformedError, QuantFleetError, UnsupportedModelError
+from quantization.printable import printable
 
 _BAD_INPUT = (ConfigurationError, UnsupportedModelError, MalformedError)
-_EXIT_FAILED, _EXIT_BAD_INPUT, _EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, _EXIT_BAD_INPUT, _EXIT_INTERRUPTED = 1, 2, 130
 
 
 @contextlib.contextmanager
@@ -18,14 +19,7 @@ def exit_codes() -> Iterator[None]:
         yield
     except QuantFleetError as error:
         typer.echo(f"error: {printable(str(error))}", err=True)
-        raise typer.Exit(_EXIT_BAD_INPUT if isinstance(error, _BAD_INPUT) else _EXIT_FAILED) from None
+        raise typer.Exit(_EXIT_BAD_INPUT if isinstance(error, _BAD_INPUT) else EXIT_FAILED) from None
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         raise typer.Exit(_EXIT_INTERRUPTED) from None
-
-
-def printable(text: str) -> str:
-    """Return `text` on one line, with every character that could steer a terminal replaced."""
-    return "".join(
-        c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text
-    )

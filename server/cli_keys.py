@@ -12,7 +12,8 @@ import typer
 
 from quantization.errors import ConfigurationError
 from quantization.principal import Principal, Role
-from server.cli_errors import exit_codes, printable
+from quantization.printable import printable
+from server.cli_errors import exit_codes
 from server.cli_options import AsJson, DefaultHome, Home, Offline, Passphrase, RegistryUrl, local_actor
 
 if TYPE_CHECKING:

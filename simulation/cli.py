@@ -19,6 +19,7 @@ from typing import Annotated
 import typer
 from typer import core as typer_core
 
+from quantization.printable import printable
 from simulation.cli_errors import exit_codes
 from simulation.cli_fleet import fleet
 from simulation.cli_options import (
@@ -40,7 +41,6 @@ from simulation.report_folder import REPORT, STUDIES, ReportFiles, prepare_folde
 from simulation.result import ExperimentResult
 from simulation.scenario import Scenario
 from simulation.study_result import DEFAULT_POINTS, MAX_POINTS, MIN_POINTS, require_points
-from simulation.summary import printable
 
 typer_core.HAS_RICH = False  # help is plain text here, and would show what escapes rich's markup
 app = typer.Typer(

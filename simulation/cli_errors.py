@@ -1,32 +1,16 @@
-"""How commands of `quantfleet-sim` end: 0 done, 1 refused or failed, 2 wrong usage or bad input, 130 interrupted."""
+"""How commands of `quantfleet-sim` end: as those of `quantfleet-server`, and where they find that they failed."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import NoReturn
 
 import typer
 
-from quantization.errors import ConfigurationError, MalformedError, QuantFleetError, UnsupportedModelError
-from simulation.summary import printable
+from quantization.printable import printable
+from server.cli_errors import EXIT_FAILED, exit_codes
 
-_BAD_INPUT = (ConfigurationError, UnsupportedModelError, MalformedError)
-_EXIT_FAILED, _EXIT_BAD_INPUT, _EXIT_INTERRUPTED = 1, 2, 130
-
-
-@contextlib.contextmanager
-def exit_codes() -> Iterator[None]:
-    """Turn our errors into one line on stderr and an exit code."""
-    try:
-        yield
-    except QuantFleetError as error:
-        typer.echo(f"error: {printable(str(error))}", err=True)
-        raise typer.Exit(_EXIT_BAD_INPUT if isinstance(error, _BAD_INPUT) else _EXIT_FAILED) from None
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        raise typer.Exit(_EXIT_INTERRUPTED) from None
+__all__ = ["exit_codes", "fail"]
 
 
 def fail(reason: str) -> NoReturn:
     """Say on stderr why the command failed, and end with exit code 1."""
     typer.echo(f"error: {printable(reason)}", err=True)
-    raise typer.Exit(_EXIT_FAILED)
+    raise typer.Exit(EXIT_FAILED)

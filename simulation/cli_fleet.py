@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quantization.printable import printable
 from simulation.cli_errors import exit_codes, fail
 from simulation.cli_options import AsJson, Verbose
-from simulation.summary import printable
 
 if TYPE_CHECKING:
     from simulation.local_fleet import LocalFleet

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from importlib import metadata
 
+from quantization.printable import printable
 from simulation.page_style import STYLE
 from simulation.report_folder import MARK
-from simulation.summary import printable
 
 _UNBROKEN = 24  # characters
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

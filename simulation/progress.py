@@ -14,7 +14,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from simulation.summary import printable
+from quantization.printable import printable
 
 ProgressFunction = Callable[[float, str], None]
 """Takes the fraction done, 0 to 1, and what comes now."""

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from quantization.printable import printable
 from simulation.study_result import StudyResult
 from simulation.study_summary import (
     PARETO_HEADS,
@@ -17,7 +18,7 @@ from simulation.study_summary import (
     summarize_pareto,
     summarize_sensitivity,
 )
-from simulation.summary import format_percent, printable, shorten
+from simulation.summary import format_percent, shorten
 
 _NAME_WIDTH = 32  # columns
 

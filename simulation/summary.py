@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 
+from quantization.printable import printable
 from server.precision_record import PrecisionRecord
 from simulation.result import ExperimentResult, GenerationResult
 
@@ -98,13 +99,6 @@ def describe_precision(precision: PrecisionRecord) -> tuple[str, str]:
         f" {format_nats(precision.predicted_loss)}{measured}; tuned in {precision.tune_seconds:.1f} s."
     )
     return first, f"Bits by layer: {format_bits(precision)}."
-
-
-def printable(text: str) -> str:
-    """Return `text` on one line, with every character that could steer a terminal replaced."""
-    return "".join(
-        c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text
-    )
 
 
 def shorten(name: str, length: int = 34) -> str:

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from quantization.printable import printable
 from simulation.result import ExperimentResult, GenerationResult
 from simulation.summary import (
     UNKNOWN,
@@ -16,7 +17,6 @@ from simulation.summary import (
     format_drift,
     format_outcome,
     format_percent,
-    printable,
     published,
     summarize,
 )

@@ -17,7 +17,6 @@ from simulation.summary import (
     format_outcome,
     format_percent,
     format_points,
-    printable,
     summarize,
 )
 
@@ -165,9 +164,3 @@ def test_points_have_a_true_minus_sign_and_no_signed_zero() -> None:
 def test_outcome_gives_the_reason(make_generation: Any) -> None:
     assert format_outcome(make_generation(published=False, reason="worse")) == "not published: worse"
     assert format_outcome(make_generation(reason="")) == "published"
-
-
-@given(st.text())
-def test_printable_text_is_one_line_without_control_characters(text: str) -> None:
-    assert printable(text).isprintable()
-    assert len(printable(text)) == len(text)
