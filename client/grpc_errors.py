@@ -65,10 +65,10 @@ def as_error(error: grpc.RpcError, what: str) -> QuantFleetError:
         return _ERRORS[code](message)
     if _is_too_large(code, details):
         return MalformedError(message)
-    return UnreachableError(message, _pushback_seconds(call.trailing_metadata() if is_call else None))
+    return UnreachableError(message, pushback_seconds(call.trailing_metadata() if is_call else None))
 
 
-def _pushback_seconds(trailing: Iterable[tuple[str, str | bytes]] | None) -> float:
+def pushback_seconds(trailing: Iterable[tuple[str, str | bytes]] | None) -> float:
     """Return how long the service asks to wait; 0 where it did not say."""
     for key, value in trailing or ():
         if key == PUSHBACK_KEY:

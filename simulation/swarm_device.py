@@ -6,7 +6,6 @@ process, after each device has decoded and verified its own copy.
 """
 
 import asyncio
-import contextlib
 import random
 import time
 from collections import Counter
@@ -16,6 +15,8 @@ from typing import Any
 
 from grpc import aio
 
+from client.grpc_channel import DEVICE_KEY
+from client.grpc_errors import pushback_seconds
 from protos.quantfleet.v1 import update_pb2 as pb
 from protos.quantfleet.v1.update_pb2_grpc import UpdateServiceStub
 from quantization.blob import content_digest, decode_blob_content
@@ -25,8 +26,6 @@ from quantization.errors import DigestMismatchError, MalformedError, QuantFleetE
 from quantization.manifest import Manifest
 from simulation.swarm_counts import Contents, SwarmCounts, SwarmTarget, Told
 
-_DEVICE_KEY = "quantfleet-device"
-_PUSHBACK_KEY = "grpc-retry-pushback-ms"
 _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # a connection of its own
     ("grpc.enable_retries", 0),
@@ -108,7 +107,7 @@ class SwarmDevice:
                 wait = self._wanted.retry_after_seconds if self._wanted else wait
             except aio.AioRpcError as error:
                 self._counts.errors[error.code().name.lower()] += 1
-                wait = max(wait, _pushback_seconds(error))
+                wait = max(wait, pushback_seconds(error.trailing_metadata()))
             except (QuantFleetError, TimeoutError) as error:
                 self._counts.errors[_kind(error)] += 1
             await asyncio.sleep(wait)
@@ -133,7 +132,7 @@ class SwarmDevice:
             version=self._version,
             manifest_digest=bytes.fromhex(self.manifest_digest),
         )
-        async for message in stub.Watch(request, metadata=((_DEVICE_KEY, self.name),)):
+        async for message in stub.Watch(request, metadata=((DEVICE_KEY, self.name),)):
             self._say("told", message)
             self._wanted = message
             self._changed.set()
@@ -157,7 +156,10 @@ class SwarmDevice:
                     # The watch goes on if the connection does; a server that has too many streams is asked later.
                     self._counts.errors[error.code().name.lower()] += 1
                     await asyncio.sleep(
-                        max(_pushback_seconds(error), fetch_wait * self._rng.uniform(0.5, 1.0))
+                        max(
+                            pushback_seconds(error.trailing_metadata()),
+                            fetch_wait * self._rng.uniform(0.5, 1.0),
+                        )
                     )
                     fetch_wait = min(2 * fetch_wait, _LONGEST_FETCH_WAIT_SECONDS)
                     self._changed.set()
@@ -169,7 +171,7 @@ class SwarmDevice:
 
     async def _fetch(self, stub: Any, manifest_digest: str) -> None:  # noqa: ANN401
         """Fetch and verify an artifact, and run it: in one bundle where it runs another, else blob by blob."""
-        call = stub.FetchBlobs(metadata=((_DEVICE_KEY, self.name),))
+        call = stub.FetchBlobs(metadata=((DEVICE_KEY, self.name),))
         try:
             opening = pb.FetchOpening(
                 device_class=self._target.device_class,
@@ -293,12 +295,3 @@ def _kind(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "stalled"
     return "damaged" if isinstance(error, DigestMismatchError) else "malformed"
-
-
-def _pushback_seconds(error: aio.AioRpcError) -> float:
-    """Return how long a server that refused asks to wait; 0 if it does not say."""
-    for key, value in error.trailing_metadata() or ():
-        if key == _PUSHBACK_KEY:
-            with contextlib.suppress(ValueError):
-                return float(value) / 1000
-    return 0.0
