@@ -43,6 +43,7 @@ from quantization.manifest import BlobRef, Manifest, Stage, TensorSpec
 from server.blob_store import BlobStore
 from server.delta_store import DeltaStore
 from server.grpc_server import Service, serving
+from server.identity import Identity
 from server.payloads import CHUNK_BYTES
 from server.peers import DEVICE_KEY
 from server.targets import Assignment, PublishedTargets
@@ -110,7 +111,12 @@ async def serve(folder: Path, blob_count: int) -> None:
     settings = UpdateSettings(calls_burst=1000, max_streams_per_device=1000)
     metrics = UpdateMetrics(CollectorRegistry())
     service = UpdateService(
-        publications.find, blobs, DeltaStore(blobs, folder / "deltas"), metrics, settings=settings
+        publications.find,
+        blobs,
+        DeltaStore(blobs, folder / "deltas"),
+        metrics,
+        identify=Identity.insecure().device,
+        settings=settings,
     )
 
     def register(server: aio.Server) -> None:
@@ -228,7 +234,7 @@ async def digests_of(port: int, manifest: str) -> list[str]:
     """Return the blobs that a manifest names."""
     opening = pb.FetchOpening(device_class=CLASS, model_digest=bytes.fromhex(MODEL))
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        call: Any = UpdateServiceStub(channel).FetchBlobs()
+        call: Any = UpdateServiceStub(channel).FetchBlobs(metadata=((DEVICE_KEY, "device"),))
         await call.write(pb.FetchBlobsRequest(opening=opening))
         await call.write(pb.FetchBlobsRequest(wanted=pb.BlobWanted(digest=bytes.fromhex(manifest))))
         content = decode_blob_content((await call.read()).data, manifest)

@@ -40,6 +40,7 @@ from quantization.target_name import TargetName
 from server.blob_store import BlobStore
 from server.delta_store import DeltaStore
 from server.grpc_server import Service, serving
+from server.identity import Identity
 from server.keys import KeyFolder
 from server.signed_metadata import SignedMetadata
 from server.targets import Assignment, PublishedTargets
@@ -165,6 +166,7 @@ def count(upgrade: Upgrade) -> Row:
             blobs,
             deltas,
             UpdateMetrics(CollectorRegistry()),
+            identify=Identity.insecure().device,
             metadata=metadata.read,
             settings=UpdateSettings(delta_wait_seconds=3600, stall_seconds=3600, calls_burst=1000),
         )

@@ -1,4 +1,4 @@
-"""Who calls, and how much one caller may ask for.
+"""How much one caller may ask for, and how calls end that are refused.
 
 What a service raises becomes a status here: `refusals` is the outermost shell of every call.
 """
@@ -34,7 +34,6 @@ DEVICE_KEY = "quantfleet-device"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 """Trailing metadata that says how long to wait, in milliseconds."""
 
-_MAX_NAME_LENGTH = 256
 _DATABASE_AWAY = (OperationalError, InterfaceError, DisconnectionError, PoolTimeoutError)
 _AWAY_RETRY_SECONDS = 2.0
 
@@ -56,23 +55,6 @@ _STATUS: dict[type[QuantFleetError], grpc.StatusCode] = {
     UnreachableError: grpc.StatusCode.UNAVAILABLE,
     QuantFleetError: grpc.StatusCode.INTERNAL,
 }
-
-
-def device_name(context: Context) -> str:
-    """Return the name in the caller's certificate; without one what it says itself, else its address.
-
-    Raises:
-        MalformedError: If the name that it says is none.
-    """
-    certified = context.auth_context().get("x509_common_name")
-    if certified:
-        return bytes(next(iter(certified))).decode(errors="replace")
-    for key, value in context.invocation_metadata() or ():
-        if key == DEVICE_KEY:
-            if not isinstance(value, str) or not 1 <= len(value) <= _MAX_NAME_LENGTH:
-                raise MalformedError(f"a device's name has 1 to {_MAX_NAME_LENGTH} characters")
-            return value
-    return str(context.peer()).rsplit(":", 1)[0]
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ import grpc
 from grpc import aio
 
 from protos.quantfleet.v1 import telemetry_pb2 as pb
-from server.peers import Context, Identify, OnRefusal, PeerLimits, device_name, refusals
+from server.peers import Context, Identify, OnRefusal, PeerLimits, refusals
 from server.telemetry_proto import reports_from_proto
 from server.telemetry_reports import DeviceReports, Folded
 from server.telemetry_settings import TelemetrySettings
@@ -37,7 +37,7 @@ class TelemetryService:
         self,
         fold_all: FoldAll,
         *,
-        identify: Identify = device_name,
+        identify: Identify,
         settings: TelemetrySettings | None = None,
         limits: UpdateSettings | None = None,
         on_reports: OnReports = lambda _request, _folded: None,
@@ -48,7 +48,7 @@ class TelemetryService:
 
         Args:
             fold_all: Stores them: `TelemetryRegistry.fold_all`.
-            identify: Names the device that calls.
+            identify: Names the device that calls: `server.identity.Identity.device`.
             settings: How often devices report; the defaults if None.
             limits: How many calls of one device are answered; the defaults if None.
             on_reports: Counts what was stored.

@@ -28,7 +28,7 @@ from server.blob_sender import BlobSender, Opening, start_of
 from server.blob_store import BlobStore
 from server.delta_store import DeltaStore
 from server.payloads import CHUNK_BYTES, PayloadSource
-from server.peers import Context, Identify, OnRefusal, PeerLimits, device_name, refusals
+from server.peers import Context, Identify, OnRefusal, PeerLimits, refusals
 from server.served_contents import Catalog, ServedContents
 from server.stall_guard import StallGuard
 from server.targets import Assignment, TargetSource
@@ -72,8 +72,8 @@ class UpdateService:
         deltas: DeltaStore,
         metrics: UpdateMetrics,
         *,
+        identify: Identify,
         metadata: MetadataSource = no_metadata,
-        identify: Identify = device_name,
         settings: UpdateSettings | None = None,
         on_refusal: OnRefusal = lambda _error: None,
         rng: random.Random | None = None,
@@ -85,8 +85,8 @@ class UpdateService:
             blobs: Holds manifests and what they name.
             deltas: Differences between blobs.
             metrics: Counts what is sent.
+            identify: Names the device that calls: `server.identity.Identity.device`.
             metadata: Files of signed metadata.
-            identify: Names the device that calls.
             settings: Limits and times; the defaults if None.
             on_refusal: Told why a call is refused.
             rng: Draws the times that devices are told; seeded by the system if None.

@@ -11,6 +11,7 @@ from update_client import Running, running
 
 from quantization.errors import ConfigurationError, MalformedError
 from server.grpc_server import Service, is_loopback, serving
+from server.peers import DEVICE_KEY
 
 NAME = "quantfleet.v1.UpdateService"
 
@@ -108,7 +109,9 @@ def test_an_address_that_is_taken_is_a_clear_error(tmp_path: Path) -> None:
 CALLS: dict[str, Callable[[aio.Channel, bytes], Awaitable[object]]] = {
     "Check": lambda channel, data: channel.unary_unary(f"/{NAME}/Check")(data),
     "Watch": lambda channel, data: channel.unary_stream(f"/{NAME}/Watch")(data).read(),
-    "FetchBlobs": lambda channel, data: channel.stream_stream(f"/{NAME}/FetchBlobs")(iter([data])).read(),
+    "FetchBlobs": lambda channel, data: channel.stream_stream(f"/{NAME}/FetchBlobs")(
+        iter([data]), metadata=((DEVICE_KEY, "device-1"),)
+    ).read(),
 }
 
 

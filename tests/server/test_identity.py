@@ -1,5 +1,6 @@
 """Who calls, by what a connection shows; over real connections it is tested in tests/attacks."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +9,13 @@ from call_contexts import CallContext
 
 from quantization.errors import ForbiddenError, MalformedError, UnauthenticatedError
 from quantization.principal import Principal, Role
+from server.admin_service import AdminService
 from server.certificates import Authority
 from server.identity import LOCAL_OPERATOR, Identity
 from server.peers import DEVICE_KEY
 from server.pem import new_key
+from server.telemetry_service import TelemetryService
+from server.update_service import UpdateService
 
 NOW = 1_800_000_000.0
 DAY = 86_400.0
@@ -100,3 +104,8 @@ def test_without_certificates_a_device_is_who_it_says() -> None:
         identity.device(context(None))
     with pytest.raises(MalformedError):
         identity.device(context(None, (DEVICE_KEY, "a/b")))
+
+
+@pytest.mark.parametrize("service", [AdminService, TelemetryService, UpdateService])
+def test_no_service_is_made_without_saying_who_names_callers(service: type) -> None:
+    assert inspect.signature(service).parameters["identify"].default is inspect.Parameter.empty

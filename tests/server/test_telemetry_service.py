@@ -25,6 +25,7 @@ from quantization.device_class import ARM
 from quantization.errors import MalformedError, QuantFleetError
 from quantization.side_by_side import MAX_COUNT
 from server.grpc_server import Service, serving
+from server.identity import Identity
 from server.peers import PUSHBACK_KEY
 from server.rollout import RolloutPlan, has_new_version
 from server.telemetry_proto import MAX_INSTALLS, MAX_REPORTS, reports_from_proto
@@ -52,7 +53,7 @@ Fold = Callable[[Sequence[DeviceReports]], Sequence[Folded | QuantFleetError]]
 @asynccontextmanager
 async def service(fold_all: Fold, **keywords: Any) -> AsyncIterator[Callable[[str], Any]]:
     """Yield a function from a device's name to its stub."""
-    telemetry = TelemetryService(fold_all, **keywords)
+    telemetry = TelemetryService(fold_all, identify=Identity.insecure().device, **keywords)
     wanted = Service(telemetry.NAME, telemetry.register)
     async with (
         telemetry,

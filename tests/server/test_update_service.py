@@ -213,7 +213,7 @@ def test_too_many_calls_of_one_device_are_refused_with_a_time_to_wait(tmp_path: 
         assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         pushback = dict(error.trailing_metadata() or ())[PUSHBACK_KEY]
         assert 0 < int(pushback) < 25_000
-        await run.stub("another device").Check(request)
+        await run.stub("another-device").Check(request)
 
     serve(tmp_path, body, settings=replace(QUICK, calls_burst=3, calls_per_second=0.1))
 

@@ -18,6 +18,7 @@ from quantization.artifact import Artifact
 from server.blob_store import BlobStore
 from server.delta_store import DeltaStore
 from server.grpc_server import Service, serving
+from server.identity import Identity
 from server.targets import Assignment
 from server.update_metrics import UpdateMetrics
 from server.update_service import UpdateService
@@ -114,6 +115,7 @@ class LiveUpdates:
             self._shelf.blobs,
             DeltaStore(self._shelf.blobs, self._folder / "deltas"),
             UpdateMetrics(CollectorRegistry()),
+            identify=Identity.insecure().device,
             settings=replace(QUICK, calls_burst=1_000_000),
             **self._keywords,
         )

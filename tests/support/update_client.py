@@ -19,6 +19,7 @@ from quantization.errors import NotFoundError
 from server.blob_store import BlobStore
 from server.delta_store import DeltaStore
 from server.grpc_server import Service, serving
+from server.identity import Identity
 from server.peers import DEVICE_KEY
 from server.targets import Assignment, PublishedTargets
 from server.update_metrics import UpdateMetrics
@@ -111,6 +112,7 @@ async def running(
         shelf.blobs,
         deltas,
         UpdateMetrics(metrics),
+        identify=Identity.insecure().device,
         settings=settings,
         rng=random.Random(0),  # noqa: S311 - it guards nothing
         **keywords,
