@@ -18,7 +18,7 @@ help: ## Show this list.
 
 venv: $(STAMP) ## Create .venv with everything in it.
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml quantization/_expand.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a few minutes the first time)..."

@@ -2,14 +2,28 @@
 
 Code i takes the bits [i*b, (i+1)*b) of a little-endian bit stream (bit k is bit k % 8 of byte k // 8), as the
 low b bits of its two's complement. The last byte is filled with zero bits.
+
+Codes are expanded by `_expand.c`, at the speed of a copy. Where that was not compiled, which is so in the bundle of
+sources that Flower carries to devices, NumPy does the same in a few passes and takes about four times as long.
 """
 
-from functools import cache
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantization.arrays import AnyArray
 from quantization.errors import MalformedError
+
+_Expand = Callable[[AnyArray, int, AnyArray], None]
+expand_into: _Expand | None
+"""Writes packed codes to an array; None where it was not compiled."""
+try:
+    from quantization._expand import expand_into as _compiled
+except ImportError:
+    expand_into = None
+else:
+    expand_into = _compiled
 
 _WORDS = 1 << 14  # of 8 codes, at a time: they and a copy stay in a core's cache
 _CODES_PER_WORD = 8
@@ -73,11 +87,11 @@ def unpack(data: bytes | memoryview, bit_width: int, count: int) -> NDArray[np.i
     used = (count * bit_width) % 8
     if used and int(source[-1]) >> used:
         raise MalformedError(f"the bits behind the last of {count} codes are not zero")
-    if bit_width == 4:
-        return _unpack_nibbles(source)[:count]
-    if bit_width == 2:
-        return _unpack_pairs(source)[:count]
-    return _unpack_words(source, bit_width)[:count]
+    if expand_into is None:
+        return _unpack_words(source, bit_width)[:count]
+    codes = np.empty(count, np.int8)
+    expand_into(source, bit_width, codes)
+    return codes
 
 
 def _unpack_words(source: NDArray[np.uint8], bit_width: int) -> NDArray[np.int8]:
@@ -97,40 +111,6 @@ def _unpack_words(source: NDArray[np.uint8], bit_width: int) -> NDArray[np.int8]
             _spread(block, moving[: len(block)], bit_width)
             _extend_signs(block.view(np.uint8), bit_width)
     return codes.view(np.int8)
-
-
-def _unpack_nibbles(source: NDArray[np.uint8]) -> NDArray[np.int8]:
-    """Return the two codes of 4 bits of each byte: 0x00BA and 0x0BA0 together have A and B where they belong."""
-    codes = np.empty(len(source), "<u2")
-    size = 4 * _WORDS
-    upper = np.empty(size, "<u2")
-    for start in range(0, len(source), size):
-        block = codes[start : start + size]
-        block[:] = source[start : start + size]
-        block |= np.left_shift(block, np.uint16(4), out=upper[: len(block)])
-        block &= np.uint16(0x0F0F)
-        _extend_signs(block.view(np.uint8), 4)
-    return codes.view(np.int8)
-
-
-def _unpack_pairs(source: NDArray[np.uint8]) -> NDArray[np.int8]:
-    """Return the codes of 2 bits, eight from each two bytes, by a table of 512 KiB."""
-    even = np.append(source, np.uint8(0)) if len(source) % 2 else source
-    numbers, table = even.view("<u2"), _table_of_pairs()
-    codes = np.empty(len(numbers), "<u8")
-    for start in range(0, len(numbers), _WORDS):
-        indices = numbers[start : start + _WORDS].astype(np.intp)
-        np.take(
-            table, indices, out=codes[start : start + _WORDS], mode="clip"
-        )  # never clips: no copy of `out`
-    return codes.view(np.int8)
-
-
-@cache
-def _table_of_pairs() -> NDArray[np.uint64]:
-    """Return the eight codes of 2 bits in each number of 16 bits, one a byte, (65536,)."""
-    numbers = np.arange(1 << 16, dtype="<u2")
-    return _unpack_words(numbers.view(np.uint8), 2).view("<u8")
 
 
 def _steps(bit_width: int) -> list[tuple[np.uint64, np.uint64, np.uint64]]:
