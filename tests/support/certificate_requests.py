@@ -8,6 +8,8 @@ from cryptography.hazmat.primitives.hashes import SHA256, HashAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from quantization.principal import Principal
+
 _SHA256 = SHA256()
 
 
@@ -34,3 +36,9 @@ def badly_signed(request: bytes) -> bytes:
     while len(its.signature) != len(mine.signature):
         its = x509.load_der_x509_csr(request_for())
     return request[: -len(mine.signature)] + its.signature
+
+
+def named_in(request: bytes) -> Principal:
+    """Return whom a request asks to be."""
+    names = x509.load_der_x509_csr(request).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    return Principal.parse(names.value.get_values_for_type(x509.UniformResourceIdentifier)[0])

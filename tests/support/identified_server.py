@@ -1,6 +1,7 @@
 """A whole server with certificates, in this process, and what callers of all kinds need to reach it."""
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,8 @@ from server.serve_settings import ServerTable, ServeSettings
 from server.update_settings import UpdateSettings
 
 HOSTS = ("127.0.0.1", "localhost")
+PATIENCE_SECONDS = float(os.environ.get("QUANTFLEET_PATIENCE_SECONDS", "60"))
+"""How long tests wait for what must come; less where it must not (`test_removed_checks`)."""
 QUICK = EnrolmentSettings(revocation_poll_seconds=0.05, calls_burst=1000)
 
 
@@ -100,7 +103,7 @@ def status_of(
     return grpc.StatusCode.OK
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> bool:
     """Return whether a condition comes true; the deadline is generous."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
