@@ -304,7 +304,9 @@ def endless(size: int, total: int) -> Callable[[bytes], Iterator[bytes]]:
 
 
 @pytest.mark.parametrize(
-    "chunks", [endless(CHUNK_BYTES, 0), endless(CHUNK_BYTES, 100), endless(0, 100), endless(100, 1 << 40)]
+    "chunks",
+    [endless(CHUNK_BYTES, 0), endless(CHUNK_BYTES, 100), endless(0, 100), endless(100, 1 << 40)],
+    ids=["chunks", "more than said", "nothing", "said"],
 )
 def test_endless_metadata_is_left(tmp_path: Path, chunks: Callable[[bytes], Iterator[bytes]]) -> None:
     with bench(tmp_path) as device:

@@ -164,14 +164,23 @@ REMOVALS = (
     ),
     # How much.
     Removal(
-        ("test_endless_metadata_is_left",),
+        (
+            "test_endless_metadata_is_left[chunks]",
+            "test_endless_metadata_is_left[more than said]",
+            "test_endless_metadata_is_left[said]",
+        ),
         (
             Check("client.update_messages:metadata_chunks", "max(came, chunk.total_bytes) > limit"),
-            Check("client.update_messages:metadata_chunks", "number and (not chunk.data)"),
             Check("client.trusted_metadata:_read", "len(data) + len(chunk) > limit"),
         ),
         lands="timestamp is refused",
         why="the connection bounds what comes, and so does whoever verifies; without both, all of it is read",
+    ),
+    Removal(
+        ("test_endless_metadata_is_left[nothing]",),
+        (Check("client.update_messages:metadata_chunks", "number and (not chunk.data)"),),
+        lands="timestamp is refused",
+        why="all of it is then read",
     ),
     Removal(
         ("test_endless_blobs_are_left",),
@@ -246,18 +255,26 @@ REMOVALS = (
         why="what is no name is not among those that are signed, either",
     ),
     Removal(
-        ("test_a_signed_manifest_cannot_name_a_path",),
+        (
+            "test_a_signed_manifest_cannot_name_a_path[../../slots]",
+            "test_a_signed_manifest_cannot_name_a_path[/etc/passwd]",
+            "test_a_signed_manifest_cannot_name_a_path[a/../../b]",
+        ),
         (
             Check(
                 "quantization.blob_ref:check_location",
                 "len(location) > MAX_NAME_LENGTH or not _LOCATION.fullmatch(location) or {'', '.', '..'} & set(parts)",
             ),
+        ),
+    ),
+    Removal(
+        ("test_a_signed_manifest_cannot_name_a_path[]",),
+        (
             Check(
                 "quantization.manifest:_check_files",
                 "locations != sorted(set(locations)) or '' in locations",
             ),
         ),
-        why="a location is safe as a path, and a file has one",
     ),
     Removal(
         ("test_metadata_is_kept_under_the_names_of_roles_alone",),
@@ -291,13 +308,9 @@ REMOVALS = (
                 "_usage(digital_signature=True)",
                 "_usage(digital_signature=True, key_cert_sign=True)",
             ),
-            Check(
-                "server.certificates:Authority.create",
-                "x509.BasicConstraints(ca=True, path_length=0)",
-                "x509.BasicConstraints(ca=True, path_length=None)",
-            ),
         ),
-        why="a device's certificate is no authority's, by two of its fields, and the authority says that it has none",
+        why="a device's certificate is no authority's, by two of its fields; the authority's path length of 0 does not "
+        "count, because BoringSSL does not look at it in what it trusts from the start",
     ),
     Removal(
         ("test_no_certificate_is_no_caller",),
@@ -323,7 +336,7 @@ REMOVALS = (
     Removal(("test_a_device_makes_no_admin_call", "test_an_operator_is_no_device"), (ROLE,)),
     Removal(
         ("test_the_server_s_own_certificate_opens_nothing",),
-        (PURPOSE, ROLE),
+        (PURPOSE,),
         why="a server's certificate is not for calling; if it were, a server is no device and no operator",
     ),
     Removal(
@@ -457,10 +470,7 @@ REMOVALS = (
     ),
     Removal(
         ("test_bytes_that_are_no_request_are_refused",),
-        (
-            Check("server.signing_requests:requested_key", "0 < len(request) <= MAX_REQUEST_BYTES", "True"),
-            Check("server.signing_requests:requested_key", "UNREADABLE", "()", times=2),
-        ),
+        (Check("server.signing_requests:requested_key", "UNREADABLE", "()", times=2),),
         why="what `cryptography` says of them ends the call as a bad one; here it is a failure of the server",
     ),
     Removal(
