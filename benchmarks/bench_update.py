@@ -30,7 +30,6 @@ from grpc import aio
 from prometheus_client import CollectorRegistry
 
 from client.blobs import BlobFolder
-from client.disk import Disk
 from client.fetching import fetch_blobs
 from client.grpc_transport import GrpcTransport
 from client.partial import PartialBlobs
@@ -131,28 +130,18 @@ async def serve(folder: Path, blob_count: int) -> None:
             print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flush=True)
 
 
-class MemoryParts(PartialBlobs):
-    """Parts that are not written anywhere."""
+class ForgottenParts(PartialBlobs):
+    """Parts that are not kept: these blobs are verified while they come."""
 
-    def __init__(self, path: Path, disk: Disk) -> None:
-        super().__init__(path, disk)
-        self._parts: dict[str, bytearray] = {}
-
-    def begin(self, payload: Payload, offset_bytes: int) -> None:  # noqa: ARG002 - always from the start
+    def begin(self, payload: Payload, offset_bytes: int) -> None:
         """Take up an answer."""
-        self._parts[payload.digest] = bytearray()
 
     def append(self, digest: str, data: bytes | memoryview) -> None:
-        """Take the next bytes."""
-        self._parts[digest] += data
+        """Forget the next bytes."""
 
     def view(self, digest: str) -> memoryview:
-        """Return what came."""
-        return memoryview(self._parts[digest])
-
-    def remove(self, digest: str) -> None:
-        """Forget a part."""
-        self._parts.pop(digest, None)
+        """Return nothing: there is no second chance to verify a blob."""
+        sys.exit(f"blob {digest} was not verified")
 
 
 class ForgottenBlobs(BlobFolder):
@@ -174,7 +163,7 @@ def fetch_rate(port: int, sizes: dict[str, int], *, is_kept: bool) -> float:
     ):
         partial = PartialBlobs(Path(name) / "partial", state.disk)
         if not is_kept:
-            partial = MemoryParts(Path(name) / "partial", state.disk)
+            partial = ForgottenParts(Path(name) / "partial", state.disk)
             state.blobs = ForgottenBlobs(state.blobs.path, state.disk)
         began = time.perf_counter()
         fetch_blobs(transport, state, partial, sizes)

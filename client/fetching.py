@@ -9,13 +9,13 @@
 
 import contextlib
 import functools
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import replace
 
 from client.partial import PartialBlobs
 from client.state import StateFolder
 from client.transport import Payload, Piece, Transport
-from client.verifying import check_full, damage_told, verifier
+from client.verifying import ArrivingContent, check_full, damage_told, verifier
 from quantization.blob import HEADER_BYTES, decode_blob_content, encode_blob
 from quantization.bundle import is_bundled, most_bundle_bytes, parts_between, read_bundle
 from quantization.delta import Encoding, apply_delta
@@ -59,15 +59,20 @@ def fetch_blobs(
                 first, size = _next(pieces), sizes_bytes[want.digest]
                 payload = _checked(first, want.digest, size)
                 partial.begin(payload, first.offset_bytes)
-                came += _receive(first, pieces, payload, partial)
-                received = partial.view(want.digest)
-                if payload.encoding is Encoding.FULL:
-                    check = functools.partial(check_full, payload, received, size, is_exact=are_exact)
-                    checking.check(
-                        check, len(received), functools.partial(_keep_full, want.digest, state, partial)
-                    )
-                else:
+                arriving = ArrivingContent(payload, size, is_exact=are_exact)
+                if first.offset_bytes:
+                    arriving.take(partial.view(want.digest))
+                came += _receive(first, pieces, payload, partial, arriving.take)
+                keep = functools.partial(_keep_full, want.digest, state, partial)
+                if payload.encoding is not Encoding.FULL:
+                    received = partial.view(want.digest)
                     _keep_difference(payload, received, size if are_exact else None, state, partial)
+                elif arriving.is_right():
+                    checking.passed(keep)
+                else:
+                    received = partial.view(want.digest)
+                    check = functools.partial(check_full, payload, received, size, is_exact=are_exact)
+                    checking.check(check, len(received), keep)
     finally:
         _close(pieces)
     return came
@@ -184,8 +189,14 @@ def _checked(piece: Piece, digest: str, size_bytes: int) -> Payload:
     return payload
 
 
-def _receive(piece: Piece, pieces: Iterator[Piece], payload: Payload, partial: PartialBlobs) -> int:
-    """Keep one answer, from its first piece to its end; return how many bytes came."""
+def _receive(
+    piece: Piece,
+    pieces: Iterator[Piece],
+    payload: Payload,
+    partial: PartialBlobs,
+    look: Callable[[bytes | memoryview], None] = lambda _: None,
+) -> int:
+    """Keep one answer, from its first piece to its end, and look at what is kept; return how many bytes came."""
     digest, total = payload.digest, payload.total_bytes
     start = end = piece.offset_bytes
     while True:
@@ -193,6 +204,7 @@ def _receive(piece: Piece, pieces: Iterator[Piece], payload: Payload, partial: P
         if piece.offset_bytes != end or end + size > total:
             raise MalformedError(f"data for blob {digest[:12]}... that does not fit behind byte {end}")
         partial.append(digest, piece.data)
+        look(piece.data)
         end += size
         if end == total:
             return end - start

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from client.grpc_channel import CHUNK_BYTES
+from client.grpc_channel import CHUNK_BYTES, end_stream
 from client.grpc_errors import as_error
 from client.transport import Payload, Piece, Want
 from client.watchdog import Watchdog
@@ -17,6 +17,9 @@ from quantization.errors import MalformedError, UnreachableError
 
 MAX_HELD = 4096
 """Most digests that a service reads in an opening."""
+
+MAX_WANTED = 1024
+"""Most that is asked for in one stream: with all else that it says, its opening stays below 256 KiB."""
 
 _PROGRESS_BYTES = 4 << 10
 _OFFSET_TAG, _DATA_TAG = b"\x10", b"\x1a"  # of fields 2 and 3 of `BlobChunk`
@@ -33,7 +36,7 @@ def fetch_requests(
     held: Collection[str],
     complete: Mapping[str, Collection[str]],
 ) -> list[pb.FetchBlobsRequest]:
-    """Return what a device sends: its opening, then its wants.
+    """Return what a device sends, one message for each stream: its opening, with what it wants.
 
     Args:
         device_class: Name of the device's class.
@@ -51,16 +54,21 @@ def fetch_requests(
         accepted_encodings=[pb.BlobEncoding.Name(number) for number in sorted(_KNOWN)],
         held_manifest_digests=[bytes.fromhex(digest) for digest in sorted(complete)],
     )
-    asked = (
-        pb.BlobWanted(
-            digest=bytes.fromhex(want.digest),
-            offset_bytes=want.offset_bytes,
-            payload_digest=bytes.fromhex(want.payload_digest),
-            base_manifest_digest=bytes.fromhex(want.base_manifest),
-        )
-        for want in wants
+    requests = []
+    for start in range(0, len(wants), MAX_WANTED):
+        request = pb.FetchBlobsRequest(opening=opening)
+        request.opening.wanted.extend(_wanted(want) for want in wants[start : start + MAX_WANTED])
+        requests.append(request)
+    return requests
+
+
+def _wanted(want: Want) -> pb.BlobWanted:
+    return pb.BlobWanted(
+        digest=bytes.fromhex(want.digest),
+        offset_bytes=want.offset_bytes,
+        payload_digest=bytes.fromhex(want.payload_digest),
+        base_manifest_digest=bytes.fromhex(want.base_manifest),
     )
-    return [pb.FetchBlobsRequest(opening=opening), *(pb.FetchBlobsRequest(wanted=want) for want in asked)]
 
 
 def blob_pieces(call: Any, stall_seconds: float, check_size: CheckSize | None) -> Iterator[Piece]:  # noqa: ANN401
@@ -97,7 +105,7 @@ def blob_pieces(call: Any, stall_seconds: float, check_size: CheckSize | None) -
                     waited, unproven = 0.0, 0
                 yield piece
     finally:
-        call.cancel()
+        end_stream(call)
 
 
 def _piece(message: bytes) -> Piece:

@@ -17,7 +17,7 @@ that forks must open its transports afterwards, or use `spawn`.
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
@@ -199,12 +199,7 @@ class GrpcTransport:
         if not device_class or not model_digest:
             raise UnreachableError("nothing can be fetched before the service was asked for a target")
         requests = fetch_requests(device_class, model_digest, wants, held, complete)
-        with self._calling():
-            call: Any = self._channel.stream_stream(_UPDATES + "FetchBlobs", serialized)(
-                iter(requests), metadata=self._metadata
-            )
-        check_size = None if self._offers is None else self._offers.check_size
-        return blob_pieces(call, self._settings.stall_seconds, check_size)
+        return self._answers(requests)
 
     def fetch_metadata(self, role: str, version: int) -> Iterator[bytes]:
         """Yield the chunks of a file of signed metadata, none of which is verified.
@@ -274,6 +269,17 @@ class GrpcTransport:
             answer = self._ask(_REPORT, request, telemetry_pb2.ReportResponse)
             reported = Reported(answer.stored_sequence, seconds_within(answer.retry_after_seconds))
         return reported
+
+    def _answers(self, requests: Iterable[update_pb2.FetchBlobsRequest]) -> Iterator[Piece]:
+        """Yield what streams of blobs bring, one after another."""
+        check_size = None if self._offers is None else self._offers.check_size
+        for request in requests:
+            # One message is all that a device says, so the stream is one that answers it, and is read as such.
+            with self._calling():
+                call: Any = self._channel.unary_stream(_UPDATES + "FetchBlobs", serialized)(
+                    request, metadata=self._metadata
+                )
+            yield from blob_pieces(call, self._settings.stall_seconds, check_size)
 
     def _ask(self, method: str, request: Message, kind: type[_Message]) -> _Message:
         """Return the answer to one question."""

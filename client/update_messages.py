@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
+from client.grpc_channel import end_stream
 from client.grpc_errors import converted, seconds_within
 from client.slots import MAX_VERSION, Target
 from client.transport import Offer
@@ -75,6 +76,10 @@ class Announcements:
         """End the stream; any thread may call it."""
         return self._call.cancel()
 
+    def end(self) -> None:
+        """End the stream, in the thread that has read it."""
+        end_stream(self._call)
+
 
 def metadata_chunks(call: Any, role: str) -> Iterator[bytes]:  # noqa: ANN401 - a call has no public type
     """Yield what a stream of `MetadataChunk` brings of one file; the stream ends when nobody wants more.
@@ -100,7 +105,7 @@ def metadata_chunks(call: Any, role: str) -> Iterator[bytes]:  # noqa: ANN401 - 
                 raise MalformedError(f"metadata {role} comes in empty chunks")
             yield chunk.data
     finally:
-        call.cancel()
+        end_stream(call)
 
 
 def report_batches(reports: Sequence[TelemetryReport]) -> Iterator[list[TelemetryReport]]:

@@ -1,15 +1,63 @@
-"""Verifies blobs while the next ones come: decoding and SHA-256 run beside the network, one blob behind it."""
+"""Verifies blobs while they come: what is stored as it is, piece by piece; the rest one blob behind the network.
 
+Handing pieces to another thread for SHA-256 costs more than SHA-256, so the thread that receives takes it. Decoding
+needs a whole blob, and takes long enough for a thread of its own.
+"""
+
+import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 from client.transport import Payload
-from quantization.blob import check_blob_content, content_digest, content_size_bytes
+from quantization.blob import (
+    HEADER_BYTES,
+    check_blob_content,
+    content_digest,
+    content_size_bytes,
+    plain_size_bytes,
+)
 from quantization.errors import DigestMismatchError, MalformedError
 
 LARGE_BYTES = 256 << 10
 """From here, handing a blob to another thread costs less than waiting for it."""
+
+
+class ArrivingContent:
+    """The digest of a blob's content, taken while the blob comes, where it is stored as it is."""
+
+    def __init__(self, payload: Payload, size_bytes: int, *, is_exact: bool) -> None:
+        """Look at a payload.
+
+        Args:
+            payload: Says what it is.
+            size_bytes: What it decodes to.
+            is_exact: Whether it does so exactly; else at most.
+        """
+        self._payload, self._size_bytes, self._is_exact = payload, size_bytes, is_exact
+        self._header = b""
+        self._declared_bytes: int | None = None
+        self._sha256 = hashlib.sha256()
+
+    def take(self, data: bytes | memoryview) -> None:
+        """Take the next bytes, of a payload that starts with the first that are taken."""
+        if len(self._header) < HEADER_BYTES:
+            missing = HEADER_BYTES - len(self._header)
+            self._header += data[:missing]
+            self._declared_bytes = plain_size_bytes(self._header)
+            data = data[missing:]
+        if self._declared_bytes is not None:
+            self._sha256.update(data)
+
+    def is_right(self) -> bool:
+        """Return whether all bytes came and are the blob; where it is encoded, no answer: `check_full` gives that."""
+        declared, size = self._declared_bytes, self._size_bytes
+        return (
+            declared is not None
+            and declared == self._payload.total_bytes - HEADER_BYTES
+            and (declared == size or (declared < size and not self._is_exact))
+            and self._sha256.hexdigest() == self._payload.digest
+        )
 
 
 Finish = Callable[[BaseException | None], None]
@@ -45,6 +93,11 @@ class Verifier:
         except Exception as found:  # noqa: BLE001 - `finish` raises it
             error = found
         finish(error)
+
+    def passed(self, finish: Finish) -> None:
+        """Keep a blob that is verified; the one before it is finished first."""
+        self.finish()
+        finish(None)
 
     def finish(self) -> None:
         """Wait for the blob that is being checked."""

@@ -35,6 +35,10 @@ class WatchCall(Protocol):
         """End the stream; any thread may call it."""
         ...
 
+    def end(self) -> object:
+        """End the stream, in the thread that has read it."""
+        ...
+
 
 class Watch:
     """Announced targets, one after another; use it as a context manager, and iterate over it in one thread.
@@ -136,6 +140,6 @@ class Watch:
                     yield offer
         finally:
             self._is_connected = False
-            call.cancel()
+            call.end()
             with self._lock:
                 self._call = None

@@ -103,6 +103,15 @@ def content_size_bytes(stored: bytes | memoryview) -> int:
     return _read_header(stored)[2]
 
 
+def plain_size_bytes(header: bytes | memoryview) -> int | None:
+    """Return the size of the content that follows a header as it is; None where it is encoded, or this is no header."""
+    try:
+        codec, _, size = _read_header(header)
+    except MalformedError:
+        return None
+    return size if codec is Codec.RAW else None
+
+
 def decode_blob_content(stored: bytes, digest: str, size_bytes: int | None = None) -> bytes:
     """Return the content of a blob, once its SHA-256 is found to be `digest`.
 

@@ -1,7 +1,7 @@
 """One stream of blobs: what the device asks for, checked, and sent in chunks as fast as it reads."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -15,6 +15,9 @@ from server.served_contents import ServedContents
 MAX_HELD = 4096
 """Most digests that a device may say it holds."""
 
+MAX_WANTED = 4096
+"""Most that it may ask for with its opening."""
+
 
 @dataclass(frozen=True, slots=True)
 class Opening:
@@ -26,6 +29,7 @@ class Opening:
         held: Digests of contents that it holds.
         held_manifests: Digests of manifests of which it holds everything.
         accepted: Encodings that it decodes.
+        wanted: What it asked for with that.
     """
 
     device_class: str
@@ -33,6 +37,7 @@ class Opening:
     held: frozenset[str]
     accepted: frozenset[Encoding]
     held_manifests: frozenset[str] = frozenset()
+    wanted: tuple[pb.BlobWanted, ...] = ()
 
     @classmethod
     def from_proto(cls, message: pb.FetchBlobsRequest) -> "Opening":
@@ -47,6 +52,10 @@ class Opening:
         for digests in (opening.held_digests, opening.held_manifest_digests):
             if len(digests) > MAX_HELD:
                 raise MalformedError(f"{len(digests)} digests are held; at most {MAX_HELD} are read")
+        if len(opening.wanted) > MAX_WANTED:
+            raise MalformedError(
+                f"{len(opening.wanted)} blobs are wanted at once; at most {MAX_WANTED} are read"
+            )
         known = {int(encoding) for encoding in Encoding}
         return cls(
             device_class=opening.device_class,
@@ -54,6 +63,7 @@ class Opening:
             held=frozenset(check_digest(digest.hex()) for digest in opening.held_digests),
             accepted=frozenset(Encoding(number) for number in opening.accepted_encodings if number in known),
             held_manifests=frozenset(check_digest(digest.hex()) for digest in opening.held_manifest_digests),
+            wanted=tuple(opening.wanted),
         )
 
 
@@ -143,6 +153,22 @@ class BlobSender:
         done, _ = await asyncio.wait({work}, timeout=self._delta_wait_seconds)
         # What is not done goes on, for those who come later.
         return work.result() if done else await self._full(digest)
+
+
+async def all_wanted(
+    opening: Opening, requests: AsyncIterator[pb.FetchBlobsRequest]
+) -> AsyncIterator[pb.BlobWanted]:
+    """Yield what a device asks for: with its opening, then in one message after another.
+
+    Raises:
+        MalformedError: If a message asks for nothing.
+    """
+    for wanted in opening.wanted:
+        yield wanted
+    while (request := await anext(requests, None)) is not None:
+        if request.WhichOneof("step") != "wanted":
+            raise MalformedError("after its opening, a stream of blobs asks for one blob after another")
+        yield request.wanted
 
 
 def start_of(wanted: pb.BlobWanted, payload: Payload) -> int:

@@ -24,7 +24,7 @@ from protos.quantfleet.v1 import update_pb2 as pb
 from quantization.blob import check_digest
 from quantization.blob_ref import check_name
 from quantization.errors import MalformedError, NotFoundError
-from server.blob_sender import BlobSender, Opening, start_of
+from server.blob_sender import BlobSender, Opening, all_wanted, start_of
 from server.blob_store import BlobStore
 from server.delta_store import DeltaStore
 from server.payloads import CHUNK_BYTES, PayloadSource
@@ -209,22 +209,14 @@ class UpdateService:
             opening = Opening.from_proto(request)
             sender = await self._sender(opening)
             guard.progress()
-            while (request := await anext(requests, None)) is not None:
-                if request.WhichOneof("step") != "wanted":
-                    raise MalformedError(
-                        "after its opening, a stream of blobs asks for one blob after another"
-                    )
+            async for wanted in all_wanted(opening, requests):
                 guard.progress()
                 self._identify(context)  # whoever was revoked meanwhile is sent no more
-                digest, base = (
-                    request.wanted.digest.hex(), request.wanted.base_manifest_digest.hex()
-                )  # fmt: skip
+                digest, base = check_digest(wanted.digest.hex()), wanted.base_manifest_digest.hex()
                 payload = await (
-                    sender.bundle(check_digest(digest), check_digest(base))
-                    if base
-                    else sender.payload(check_digest(digest))
+                    sender.bundle(digest, check_digest(base)) if base else sender.payload(digest)
                 )
-                messages = payload.messages(start_of(request.wanted, payload))
+                messages = payload.messages(start_of(wanted, payload))
                 await self._send(
                     messages, context, guard, (opening.device_class, payload.encoding.name.lower())
                 )

@@ -116,6 +116,39 @@ def test_what_is_damaged_on_the_way_is_fetched_anew(tmp_path: Path) -> None:
         assert {digest: state.read_blob(digest) for digest in state.digests()} == BLOBS
 
 
+@pytest.mark.parametrize("kept_bytes", [1, HEADER_BYTES, CHUNK, 3 * CHUNK, 8 * CHUNK + HEADER_BYTES])
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_what_was_kept_is_verified_with_what_comes(
+    tmp_path: Path, kept_bytes: int, *, is_damaged: bool
+) -> None:
+    stored, sizes = BLOBS[LARGEST], {LARGEST: SIZES[LARGEST]}
+    kept = bytearray(stored[:kept_bytes])
+    kept[-1] ^= is_damaged
+    with StateFolder(tmp_path) as state:
+        partial = partial_of(state)
+        partial.begin(FULL, 0)
+        partial.append(LARGEST, bytes(kept))
+        if is_damaged:
+            with pytest.raises(DigestMismatchError):
+                fetch_blobs(service(), state, partial, sizes)
+            assert state.digests() == frozenset()
+        came = fetch_blobs(service(), state, partial, sizes)
+        assert came == (len(stored) if is_damaged else len(stored) - kept_bytes)
+        assert state.read_blob(LARGEST) == stored
+
+
+def test_blobs_that_are_large_and_encoded_are_kept_in_their_order(tmp_path: Path) -> None:
+    codes = np.random.default_rng(7).integers(0, 4, (2, 2 << 20), np.uint8)
+    contents = [*(row.tobytes() for row in codes), *CONTENTS]
+    blobs = {content_digest(content): encode_blob(content, level=1) for content in contents}
+    updates = service(**blobs)
+    with StateFolder(tmp_path) as state:
+        sizes = {content_digest(content): len(content) for content in contents}
+        assert fetch_blobs(updates, state, partial_of(state), sizes) == sum(map(len, blobs.values()))
+        assert state.digests() == blobs.keys()
+        assert not list((tmp_path / "partial").iterdir())
+
+
 def test_differences_are_put_together(tmp_path: Path) -> None:
     changed = bytearray(CONTENTS[-1])
     changed[100:103] = b"new"

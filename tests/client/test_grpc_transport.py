@@ -13,10 +13,10 @@ import grpc
 import numpy as np
 import pytest
 from artifacts import example
-from grpc_updates import Live, live, scripted
+from grpc_updates import Live, live, scripted, wanted_of
 from update_client import CLASS, QUICK
 
-from client import grpc_blobs
+from client import grpc_blobs, grpc_channel
 from client.fetching import fetch_artifact, fetch_blobs
 from client.grpc_channel import CHUNK_BYTES, GrpcSettings
 from client.grpc_errors import MOST_SECONDS, PUSHBACK_KEY
@@ -39,7 +39,7 @@ from quantization.errors import (
     UnreachableError,
 )
 from quantization.manifest import MAX_MANIFEST_BYTES
-from server import delta_store
+from server import delta_store, grpc_server
 
 OLD, NEW = (example("mlp").artifact(n, width=3.0 + n, bits=8 - n, is_observed=False) for n in range(2))
 MODEL = OLD.manifest.model_digest
@@ -105,7 +105,7 @@ def test_what_is_closed_reaches_nobody(tmp_path: Path) -> None:
         transport.close()
         for call in (
             lambda: transport.check(CLASS, MODEL, None),
-            lambda: list(transport.fetch([], ())),
+            lambda: list(transport.fetch([Want("a" * 64)], ())),
             lambda: list(transport.fetch_metadata("root", 0)),
         ):
             with pytest.raises(UnreachableError, match="closed"):
@@ -326,8 +326,25 @@ def test_one_digest_stands_for_a_whole_manifest() -> None:
 
 def test_a_device_may_hold_more_than_can_be_said() -> None:
     held = [f"{number:064x}" for number in range(5000)]
-    requests = grpc_blobs.fetch_requests(CLASS, MODEL, [], held, {})
-    assert len(requests[0].opening.held_digests) == grpc_blobs.MAX_HELD
+    (request,) = grpc_blobs.fetch_requests(CLASS, MODEL, [Want("c" * 64)], held, {})
+    assert len(request.opening.held_digests) == grpc_blobs.MAX_HELD
+
+
+def test_a_device_may_want_more_than_one_stream_asks_for() -> None:
+    wants = [Want(f"{number:064x}", 1 << 40, "d" * 64, "e" * 64) for number in range(2500)]
+    held = [f"{number:064x}" for number in range(5000)]
+    requests = grpc_blobs.fetch_requests(CLASS, MODEL, wants, held, {})
+    asked = [wanted.digest.hex() for request in requests for wanted in request.opening.wanted]
+    assert asked == [want.digest for want in wants]
+    assert max(request.ByteSize() for request in requests) < grpc_server.MAX_REQUEST_BYTES
+
+
+def test_answers_of_several_streams_come_as_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc_blobs, "MAX_WANTED", 2)
+    with live(tmp_path, OLD) as service, opened(service.address) as transport:
+        wants = [Want(digest) for digest in sorted(OLD.blobs)]
+        heads = [piece.payload for piece in transport.fetch(wants, ()) if piece.payload]
+        assert [head.digest for head in heads] == [want.digest for want in wants]
 
 
 def test_blobs_are_not_asked_for_before_there_is_a_class() -> None:
@@ -440,13 +457,45 @@ def test_what_is_not_read_to_its_end_is_cancelled() -> None:
         assert ended.wait(10)
 
 
+@pytest.mark.parametrize("messages", [0, 1, 3])
+def test_nothing_is_left_of_a_stream_that_is_ended(messages: int) -> None:
+    def send(_request: Any, _context: Any) -> Iterator[bytes]:
+        for _ in range(3):
+            yield b"x"
+
+    settings = GrpcSettings()
+    with scripted(Watch=send) as at, grpc_channel.open_channel(at, None, settings) as channel:
+        call: Any = channel.unary_stream("/quantfleet.v1.UpdateService/Watch")(b"")
+        assert len(list(zip(range(messages), call, strict=False))) == messages
+        grpc_channel.end_stream(call)
+        assert not call._state.due  # what gRPC keeps the call for
+        grpc_channel.end_stream(call)
+
+
+def test_a_stream_may_be_ended_after_its_connection() -> None:
+    hanging = threading.Event()
+
+    def send(_request: Any, _context: Any) -> Iterator[bytes]:
+        yield b"x"
+        hanging.wait(30)
+
+    with scripted(Watch=send) as at:
+        channel = grpc_channel.open_channel(at, None, GrpcSettings())
+        call: Any = channel.unary_stream("/quantfleet.v1.UpdateService/Watch")(b"")
+        assert next(call) == b"x"
+        channel.close()
+        grpc_channel.end_stream(call)
+        assert not call._state.due
+        hanging.set()
+
+
 def test_a_resumed_download_fetches_one_chunk_twice_at_most(tmp_path: Path) -> None:
     """The stream is cut in the middle of chunk after chunk; what was kept is not sent again."""
     data = np.random.default_rng(0).bytes(5 * CHUNK_BYTES)
     digest, sent, cuts = "a" * 64, [], iter([2, 1, 1, 9])
 
     def send(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        wanted = [update_pb2.FetchBlobsRequest.FromString(request) for request in requests][1].wanted
+        (wanted,) = wanted_of(requests)
         left = next(cuts)
         for start in range(wanted.offset_bytes, len(data), CHUNK_BYTES):
             if not left:

@@ -402,6 +402,24 @@ def test_a_fetch_that_was_cut_goes_on_where_it_was(tmp_path: Path) -> None:
     serve(tmp_path, body)
 
 
+def test_what_is_wanted_with_the_opening_comes_first(tmp_path: Path) -> None:
+    async def body(run: Running) -> None:
+        first, second, third = sorted(OLD.blobs)[:3]
+        call = run.stub().FetchBlobs()
+        request = opening(run)
+        request.opening.wanted.extend(want(digest).wanted for digest in (second, first))
+        await call.write(request)
+        await call.write(want(third))
+        await call.done_writing()
+        for digest in (second, first, third):
+            answer = await next_answer(call)
+            assert answer.head.digest.hex() == digest
+            answer.content(digest, {})
+        assert await call.read() is aio.EOF
+
+    serve(tmp_path, body)
+
+
 def test_a_rest_of_another_payload_starts_over(tmp_path: Path) -> None:
     async def body(run: Running) -> None:
         digest = OLD.manifest.digest()
@@ -463,6 +481,12 @@ def long_opening(run: Running) -> pb.FetchBlobsRequest:
     return request
 
 
+def greedy_opening(run: Running, *wants: pb.BlobWanted) -> pb.FetchBlobsRequest:
+    request = opening(run)
+    request.opening.wanted.extend(wants)
+    return request
+
+
 BAD_STARTS: list[Callable[[Running], list[pb.FetchBlobsRequest]]] = [
     lambda _: [want("0" * 64)],
     lambda _: [pb.FetchBlobsRequest()],
@@ -470,6 +494,9 @@ BAD_STARTS: list[Callable[[Running], list[pb.FetchBlobsRequest]]] = [
     lambda run: [opening(run), pb.FetchBlobsRequest()],
     lambda run: [opening(run), pb.FetchBlobsRequest(wanted=pb.BlobWanted(digest=b"short"))],
     lambda run: [long_opening(run)],
+    lambda run: [greedy_opening(run, *[pb.BlobWanted()] * 4097)],
+    lambda run: [greedy_opening(run, pb.BlobWanted(digest=b"short"))],
+    lambda run: [greedy_opening(run, pb.BlobWanted(digest=bytes(32), base_manifest_digest=b"short"))],
     lambda run: [pb.FetchBlobsRequest(opening=pb.FetchOpening(**run.request(held_digests=[b"x"])))],
     lambda run: [pb.FetchBlobsRequest(opening=pb.FetchOpening(**run.request(device_class="")))],
 ]

@@ -1,7 +1,6 @@
 """A device that trusts a signed repository, and an update service that may lie in any of its answers."""
 
 import hashlib
-import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,7 +10,7 @@ from typing import Any
 
 import grpc
 from artifacts import example
-from grpc_updates import scripted
+from grpc_updates import scripted, wanted_of
 from trust import DAY, NOW, Repository
 from update_client import CLASS
 
@@ -120,8 +119,7 @@ class Evil:
             ).SerializeToString()
 
     def fetch_blobs(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        for request in itertools.islice(requests, 1, None):
-            wanted = pb.FetchBlobsRequest.FromString(request).wanted
+        for wanted in wanted_of(requests):
             if wanted.base_manifest_digest:
                 context.abort(grpc.StatusCode.NOT_FOUND, "no bundles")
             self.wants.append(wanted)

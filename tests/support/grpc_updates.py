@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 from update_client import QUICK, Running, Shelf, running
 
+from protos.quantfleet.v1 import update_pb2 as pb
 from quantization.artifact import Artifact
 from server.blob_store import BlobStore
 from server.targets import Assignment
@@ -81,6 +82,15 @@ def live(
         loop.call_soon_threadsafe(stop.set)
         thread.join(20)
         loop.close()
+
+
+def wanted_of(requests: Iterable[bytes]) -> Iterator[pb.BlobWanted]:
+    """Yield what a device asks for in a stream of blobs."""
+    for data in requests:
+        request = pb.FetchBlobsRequest.FromString(data)
+        yield from request.opening.wanted
+        if request.HasField("wanted"):
+            yield request.wanted
 
 
 @contextmanager

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!protos/quantfleet/v1/update.proto\x12\rquantfleet.v1\"d\n\x0c\x43heckRequest\x12\x14\n\x0c\x64\x65vice_class\x18\x01 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\x0c\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x17\n\x0fmanifest_digest\x18\x04 \x01(\x0c\"s\n\rCheckResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x17\n\x0fmanifest_digest\x18\x02 \x01(\x0c\x12\x1b\n\x13\x66\x65tch_after_seconds\x18\x03 \x01(\x01\x12\x1b\n\x13retry_after_seconds\x18\x04 \x01(\x01\"d\n\x0cWatchRequest\x12\x14\n\x0c\x64\x65vice_class\x18\x01 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\x0c\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x17\n\x0fmanifest_digest\x18\x04 \x01(\x0c\"\x91\x01\n\rTargetChanged\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x17\n\x0fmanifest_digest\x18\x02 \x01(\x0c\x12\x1b\n\x13\x66\x65tch_after_seconds\x18\x03 \x01(\x01\x12\x1b\n\x13retry_after_seconds\x18\x04 \x01(\x01\x12\x1c\n\x14silent_after_seconds\x18\x05 \x01(\x01\"5\n\x14\x46\x65tchMetadataRequest\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\"2\n\rMetadataChunk\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"x\n\x11\x46\x65tchBlobsRequest\x12.\n\x07opening\x18\x01 \x01(\x0b\x32\x1b.quantfleet.v1.FetchOpeningH\x00\x12+\n\x06wanted\x18\x02 \x01(\x0b\x32\x19.quantfleet.v1.BlobWantedH\x00\x42\x06\n\x04step\"\xa8\x01\n\x0c\x46\x65tchOpening\x12\x14\n\x0c\x64\x65vice_class\x18\x01 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\x0c\x12\x14\n\x0cheld_digests\x18\x03 \x03(\x0c\x12\x37\n\x12\x61\x63\x63\x65pted_encodings\x18\x04 \x03(\x0e\x32\x1b.quantfleet.v1.BlobEncoding\x12\x1d\n\x15held_manifest_digests\x18\x05 \x03(\x0c\"h\n\nBlobWanted\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x04\x12\x16\n\x0epayload_digest\x18\x03 \x01(\x0c\x12\x1c\n\x14\x62\x61se_manifest_digest\x18\x04 \x01(\x0c\"\\\n\tBlobChunk\x12+\n\x07payload\x18\x01 \x01(\x0b\x32\x1a.quantfleet.v1.BlobPayload\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x8e\x01\n\x0b\x42lobPayload\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12-\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x1b.quantfleet.v1.BlobEncoding\x12\x13\n\x0b\x62\x61se_digest\x18\x03 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\x12\x16\n\x0epayload_digest\x18\x05 \x01(\x0c*\x9a\x01\n\x0c\x42lobEncoding\x12\x1d\n\x19\x42LOB_ENCODING_UNSPECIFIED\x10\x00\x12\x16\n\x12\x42LOB_ENCODING_FULL\x10\x01\x12\x1f\n\x1b\x42LOB_ENCODING_INT8_SUB_ZSTD\x10\x02\x12\x18\n\x14\x42LOB_ENCODING_BSDIFF\x10\x03\x12\x18\n\x14\x42LOB_ENCODING_BUNDLE\x10\x04\x32\xbd\x02\n\rUpdateService\x12\x42\n\x05\x43heck\x12\x1b.quantfleet.v1.CheckRequest\x1a\x1c.quantfleet.v1.CheckResponse\x12\x44\n\x05Watch\x12\x1b.quantfleet.v1.WatchRequest\x1a\x1c.quantfleet.v1.TargetChanged0\x01\x12T\n\rFetchMetadata\x12#.quantfleet.v1.FetchMetadataRequest\x1a\x1c.quantfleet.v1.MetadataChunk0\x01\x12L\n\nFetchBlobs\x12 .quantfleet.v1.FetchBlobsRequest\x1a\x18.quantfleet.v1.BlobChunk(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!protos/quantfleet/v1/update.proto\x12\rquantfleet.v1\"d\n\x0c\x43heckRequest\x12\x14\n\x0c\x64\x65vice_class\x18\x01 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\x0c\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x17\n\x0fmanifest_digest\x18\x04 \x01(\x0c\"s\n\rCheckResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x17\n\x0fmanifest_digest\x18\x02 \x01(\x0c\x12\x1b\n\x13\x66\x65tch_after_seconds\x18\x03 \x01(\x01\x12\x1b\n\x13retry_after_seconds\x18\x04 \x01(\x01\"d\n\x0cWatchRequest\x12\x14\n\x0c\x64\x65vice_class\x18\x01 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\x0c\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x17\n\x0fmanifest_digest\x18\x04 \x01(\x0c\"\x91\x01\n\rTargetChanged\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x17\n\x0fmanifest_digest\x18\x02 \x01(\x0c\x12\x1b\n\x13\x66\x65tch_after_seconds\x18\x03 \x01(\x01\x12\x1b\n\x13retry_after_seconds\x18\x04 \x01(\x01\x12\x1c\n\x14silent_after_seconds\x18\x05 \x01(\x01\"5\n\x14\x46\x65tchMetadataRequest\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\"2\n\rMetadataChunk\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"x\n\x11\x46\x65tchBlobsRequest\x12.\n\x07opening\x18\x01 \x01(\x0b\x32\x1b.quantfleet.v1.FetchOpeningH\x00\x12+\n\x06wanted\x18\x02 \x01(\x0b\x32\x19.quantfleet.v1.BlobWantedH\x00\x42\x06\n\x04step\"\xd3\x01\n\x0c\x46\x65tchOpening\x12\x14\n\x0c\x64\x65vice_class\x18\x01 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\x0c\x12\x14\n\x0cheld_digests\x18\x03 \x03(\x0c\x12\x37\n\x12\x61\x63\x63\x65pted_encodings\x18\x04 \x03(\x0e\x32\x1b.quantfleet.v1.BlobEncoding\x12\x1d\n\x15held_manifest_digests\x18\x05 \x03(\x0c\x12)\n\x06wanted\x18\x06 \x03(\x0b\x32\x19.quantfleet.v1.BlobWanted\"h\n\nBlobWanted\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x04\x12\x16\n\x0epayload_digest\x18\x03 \x01(\x0c\x12\x1c\n\x14\x62\x61se_manifest_digest\x18\x04 \x01(\x0c\"\\\n\tBlobChunk\x12+\n\x07payload\x18\x01 \x01(\x0b\x32\x1a.quantfleet.v1.BlobPayload\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x8e\x01\n\x0b\x42lobPayload\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12-\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x1b.quantfleet.v1.BlobEncoding\x12\x13\n\x0b\x62\x61se_digest\x18\x03 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\x12\x16\n\x0epayload_digest\x18\x05 \x01(\x0c*\x9a\x01\n\x0c\x42lobEncoding\x12\x1d\n\x19\x42LOB_ENCODING_UNSPECIFIED\x10\x00\x12\x16\n\x12\x42LOB_ENCODING_FULL\x10\x01\x12\x1f\n\x1b\x42LOB_ENCODING_INT8_SUB_ZSTD\x10\x02\x12\x18\n\x14\x42LOB_ENCODING_BSDIFF\x10\x03\x12\x18\n\x14\x42LOB_ENCODING_BUNDLE\x10\x04\x32\xbd\x02\n\rUpdateService\x12\x42\n\x05\x43heck\x12\x1b.quantfleet.v1.CheckRequest\x1a\x1c.quantfleet.v1.CheckResponse\x12\x44\n\x05Watch\x12\x1b.quantfleet.v1.WatchRequest\x1a\x1c.quantfleet.v1.TargetChanged0\x01\x12T\n\rFetchMetadata\x12#.quantfleet.v1.FetchMetadataRequest\x1a\x1c.quantfleet.v1.MetadataChunk0\x01\x12L\n\nFetchBlobs\x12 .quantfleet.v1.FetchBlobsRequest\x1a\x18.quantfleet.v1.BlobChunk(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.quantfleet.v1.update_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BLOBENCODING']._serialized_start=1267
-  _globals['_BLOBENCODING']._serialized_end=1421
+  _globals['_BLOBENCODING']._serialized_start=1310
+  _globals['_BLOBENCODING']._serialized_end=1464
   _globals['_CHECKREQUEST']._serialized_start=52
   _globals['_CHECKREQUEST']._serialized_end=152
   _globals['_CHECKRESPONSE']._serialized_start=154
@@ -48,13 +48,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FETCHBLOBSREQUEST']._serialized_start=628
   _globals['_FETCHBLOBSREQUEST']._serialized_end=748
   _globals['_FETCHOPENING']._serialized_start=751
-  _globals['_FETCHOPENING']._serialized_end=919
-  _globals['_BLOBWANTED']._serialized_start=921
-  _globals['_BLOBWANTED']._serialized_end=1025
-  _globals['_BLOBCHUNK']._serialized_start=1027
-  _globals['_BLOBCHUNK']._serialized_end=1119
-  _globals['_BLOBPAYLOAD']._serialized_start=1122
-  _globals['_BLOBPAYLOAD']._serialized_end=1264
-  _globals['_UPDATESERVICE']._serialized_start=1424
-  _globals['_UPDATESERVICE']._serialized_end=1741
+  _globals['_FETCHOPENING']._serialized_end=962
+  _globals['_BLOBWANTED']._serialized_start=964
+  _globals['_BLOBWANTED']._serialized_end=1068
+  _globals['_BLOBCHUNK']._serialized_start=1070
+  _globals['_BLOBCHUNK']._serialized_end=1162
+  _globals['_BLOBPAYLOAD']._serialized_start=1165
+  _globals['_BLOBPAYLOAD']._serialized_end=1307
+  _globals['_UPDATESERVICE']._serialized_start=1467
+  _globals['_UPDATESERVICE']._serialized_end=1784
 # @@protoc_insertion_point(module_scope)

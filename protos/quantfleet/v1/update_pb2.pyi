@@ -95,18 +95,20 @@ class FetchBlobsRequest(_message.Message):
     def __init__(self, opening: _Optional[_Union[FetchOpening, _Mapping]] = ..., wanted: _Optional[_Union[BlobWanted, _Mapping]] = ...) -> None: ...
 
 class FetchOpening(_message.Message):
-    __slots__ = ("device_class", "model_digest", "held_digests", "accepted_encodings", "held_manifest_digests")
+    __slots__ = ("device_class", "model_digest", "held_digests", "accepted_encodings", "held_manifest_digests", "wanted")
     DEVICE_CLASS_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     HELD_DIGESTS_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_ENCODINGS_FIELD_NUMBER: _ClassVar[int]
     HELD_MANIFEST_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    WANTED_FIELD_NUMBER: _ClassVar[int]
     device_class: str
     model_digest: bytes
     held_digests: _containers.RepeatedScalarFieldContainer[bytes]
     accepted_encodings: _containers.RepeatedScalarFieldContainer[BlobEncoding]
     held_manifest_digests: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, device_class: _Optional[str] = ..., model_digest: _Optional[bytes] = ..., held_digests: _Optional[_Iterable[bytes]] = ..., accepted_encodings: _Optional[_Iterable[_Union[BlobEncoding, str]]] = ..., held_manifest_digests: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    wanted: _containers.RepeatedCompositeFieldContainer[BlobWanted]
+    def __init__(self, device_class: _Optional[str] = ..., model_digest: _Optional[bytes] = ..., held_digests: _Optional[_Iterable[bytes]] = ..., accepted_encodings: _Optional[_Iterable[_Union[BlobEncoding, str]]] = ..., held_manifest_digests: _Optional[_Iterable[bytes]] = ..., wanted: _Optional[_Iterable[_Union[BlobWanted, _Mapping]]] = ...) -> None: ...
 
 class BlobWanted(_message.Message):
     __slots__ = ("digest", "offset_bytes", "payload_digest", "base_manifest_digest")
