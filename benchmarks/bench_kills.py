@@ -7,8 +7,8 @@ way; what was killed is started again at once. A generation that completes befor
 another one from the start, in a new folder. Each one's manifest, blobs, policy and folded statistics are compared with
 those of the undisturbed one.
 
-`--smoke` kills once; `--precision` has generations choose bit-widths too (moments, probes, rounding); `--json`
-prints one object; exits 1 if a generation did not complete, or differs.
+`--smoke` kills once; `--precision` has generations choose bit-widths too and train once (moments, probes, rounding,
+training); `--json` prints one object; exits 1 if a generation did not complete, or differs.
 
     python benchmarks/bench_kills.py                # 30 kills, about 25 minutes
     python benchmarks/bench_kills.py --smoke        # 1 kill
@@ -76,7 +76,7 @@ def differences(found: Artifact, expected: Artifact) -> list[str]:
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
     """Return what came of all kills."""
-    run = {"size-ratio": 8.0} if arguments.precision else {}
+    run = {"size-ratio": 8.0, "train-rounds": 1} if arguments.precision else {}
     settings = StageSettings(devices=arguments.devices, cache=folder / "models", run=dict(run))
     expected, calm_seconds = undisturbed(folder / "calm", settings)
     print(f"undisturbed: {calm_seconds:.0f} s", file=sys.stderr, flush=True)

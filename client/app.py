@@ -85,7 +85,7 @@ def probe(device: Device, content: RecordDict, _context: Context) -> RecordDict:
 @_replying
 def train(device: Device, content: RecordDict, context: Context) -> RecordDict:
     """Train the model for a few epochs on this device's inputs."""
-    return answer_train(device, content, context.node_id)
+    return answer_train(device, content, device_name(context) or str(context.node_id))
 
 
 @app.query("assess")

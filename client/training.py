@@ -36,8 +36,13 @@ def has_torch() -> bool:
     return all(find_spec(name) is not None for name in ("torch", "onnx"))
 
 
-def answer_train(device: Device, content: RecordDict, node_id: int) -> RecordDict:
+def answer_train(device: Device, content: RecordDict, name: str) -> RecordDict:
     """Return the reply to a training message.
+
+    Args:
+        device: Whose inputs are trained on.
+        content: The request.
+        name: What the device is called in every run; see `train_on`.
 
     Raises:
         ConfigurationError: If torch is not installed here.
@@ -50,23 +55,23 @@ def answer_train(device: Device, content: RecordDict, node_id: int) -> RecordDic
     inputs, labels = _picked(device.inputs(), device.labels(), request.max_weight)
     if len(inputs) == 0:
         return encode_update(TrainingUpdate.empty(request.layers))
-    return encode_update(train_on(request, inputs, labels, node_id))
+    return encode_update(train_on(request, inputs, labels, name))
 
 
-def train_on(
-    request: TrainRequest, inputs: FloatArray, labels: IntArray | None, node_id: int
-) -> TrainingUpdate:
+def train_on(request: TrainRequest, inputs: FloatArray, labels: IntArray | None, name: str) -> TrainingUpdate:
     """Return the update of one device.
 
     Args:
         request: What to train.
         inputs: float32 (N, ...), finite, N >= 1.
         labels: int64 (N,), -1 where unknown; None without labels.
-        node_id: With the seed and the round it decides the order of inputs.
+        name: Of the device; with the seed and the round it decides the order of inputs. Flower's node id does not: it
+            is another one after every registration, and a run that is resumed must come to the same weights.
     """
     from quantization.qat import Rows, train_locally  # noqa: PLC0415 - torch, for training alone
 
-    seed = int(np.random.SeedSequence([request.settings.seed, request.round, node_id]).generate_state(1)[0])
+    words = np.frombuffer(sha256(name.encode()).digest()[:8], "<u4").tolist()
+    seed = int(np.random.SeedSequence([request.settings.seed, request.round, *words]).generate_state(1)[0])
     units = {layer.name: layer.bias_unit for layer in request.layers.layers}
     with _borrowed(request) as model:
         settings = replace(request.settings, seed=seed)

@@ -24,7 +24,7 @@ class TrainRequest:
         state: Where this round starts.
         activations: 8-bit parameters by site.
         settings: How.
-        round: Counts from 0; with the seed and the node's id it decides the order of inputs.
+        round: Counts from 0; with the seed and the device's name it decides the order of inputs.
         max_weight: Rows that a device counts as, at most.
     """
 

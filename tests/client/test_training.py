@@ -66,8 +66,8 @@ def request_() -> TrainRequest:
     return TrainRequest(model, TrainingLayout(layers), state, activations, settings)
 
 
-def _answer(request: TrainRequest, device: Any, node_id: int = 2) -> TrainingUpdate:
-    content = answer_train(device, encode_train_request(request), node_id)
+def _answer(request: TrainRequest, device: Any, name: str = "a") -> TrainingUpdate:
+    content = answer_train(device, encode_train_request(request), name)
     return decode_update(content, request.layers, request.max_weight)
 
 
@@ -78,9 +78,9 @@ def test_update_has_the_devices_weight_and_moves_something(request_: TrainReques
     assert np.count_nonzero(update.sums) > 0.5 * request_.layers.size
 
 
-def test_equal_requests_give_equal_updates_and_other_nodes_other_orders(request_: TrainRequest) -> None:
+def test_equal_requests_give_equal_updates_and_other_devices_other_orders(request_: TrainRequest) -> None:
     assert _answer(request_, _device()) == _answer(request_, _device())
-    assert _answer(request_, _device()) != _answer(request_, _device(), node_id=3)
+    assert _answer(request_, _device()) != _answer(request_, _device(), name="b")
 
 
 def test_labels_are_used_where_there_are_any(request_: TrainRequest) -> None:
@@ -111,7 +111,7 @@ def test_measuring_moves_nothing(request_: TrainRequest) -> None:
 
 def test_request_that_is_none_is_refused() -> None:
     with pytest.raises(MalformedError):
-        answer_train(_device(), RecordDict(), 2)
+        answer_train(_device(), RecordDict(), "a")
 
 
 def test_device_with_torch_and_inputs_says_that_it_can_train(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,4 +126,4 @@ def test_device_without_torch_says_what_is_missing(
 ) -> None:
     monkeypatch.setattr(client.training, "has_torch", lambda: False)
     with pytest.raises(ConfigurationError, match="extra 'train'"):
-        answer_train(_device(), encode_train_request(request_), 2)
+        answer_train(_device(), encode_train_request(request_), "a")
