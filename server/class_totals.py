@@ -7,21 +7,24 @@ The rules:
 2. Each total is kept in `SHARDS` rows, of which a server process always changes the same one: processes seldom wait for
    each other.
 3. Beside each version's totals there are those of all versions (`ALL_VERSIONS`), which never fall.
+4. A total stays where it cannot grow any more (2^58 in each row), and nothing else ends by that.
 """
 
 import zlib
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 
-from sqlalchemy import and_, func, or_, select, update
+from sqlalchemy import Case, and_, case, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from server.tables import ClassTotalsRow
 from server.telemetry_counts import TelemetryCounts
 
 SHARDS = 16
 ALL_VERSIONS = -1
+MAX_TOTAL = 1 << 58
+"""Most in one row, so that the sum over `SHARDS` is a number of 63 bits on every database."""
 
 TotalsKey = tuple[str, str, int]
 """A model's digest, the name of a device class, and a version."""
@@ -155,7 +158,7 @@ def read_totals(
 def _store(session: Session, key: TotalsKey, shard: int, change: ClassTotals) -> None:
     if _update(session, key, shard, change):
         return
-    columns = {name: getattr(change, name) for name in _NAMES}
+    columns = {name: min(getattr(change, name), MAX_TOTAL) for name in _NAMES}
     row = ClassTotalsRow(model_digest=key[0], device_class=key[1], version=key[2], shard=shard, **columns)
     try:
         with session.begin_nested():
@@ -163,6 +166,11 @@ def _store(session: Session, key: TotalsKey, shard: int, change: ClassTotals) ->
     except IntegrityError:  # another process with the same part has made the row meanwhile
         if not _update(session, key, shard, change):
             raise
+
+
+def _bounded_sum(column: InstrumentedAttribute[int], change: int) -> Case[int]:
+    change = min(change, MAX_TOTAL)
+    return case((column > MAX_TOTAL - change, MAX_TOTAL), else_=column + change)
 
 
 def _update(session: Session, key: TotalsKey, shard: int, change: ClassTotals) -> bool:
@@ -174,5 +182,5 @@ def _update(session: Session, key: TotalsKey, shard: int, change: ClassTotals) -
         row.version == key[2],
         row.shard == shard,
     )
-    sums = {name: getattr(row, name) + getattr(change, name) for name in _NAMES}
+    sums = {name: _bounded_sum(getattr(row, name), getattr(change, name)) for name in _NAMES}
     return session.connection().execute(update(row).where(*mine).values(sums)).rowcount == 1

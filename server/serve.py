@@ -217,7 +217,9 @@ class _Composition:
         return UpdateService(
             self._stores.rollouts.served,
             self._stores.blobs,
-            DeltaStore(self._stores.blobs, self._settings.delta_place),
+            DeltaStore(
+                self._stores.blobs, self._settings.delta_place, max_bytes=self._settings.update.delta_bytes
+            ),
             UpdateMetrics(self._metrics),
             metadata=no_metadata if signing is None else signing.metadata.read,
             identify=identity.device,
@@ -296,7 +298,12 @@ class _Composition:
         for report in request.reports:
             if report.sequence in new:
                 self._counts.count_installs(report)
-        self._counts.count_report(ReportOutcome.STORED, len(new))
+        self._counts.count_report(ReportOutcome.STORED, len(new) - folded.implausible)
+        self._counts.count_report(ReportOutcome.IMPLAUSIBLE, folded.implausible)
+        if folded.implausible:
+            _log.warning(
+                "reports_not_counted", device=folded.counted[0].device_id, reports=folded.implausible
+            )
         self._counts.count_report(ReportOutcome.REPEATED, len(request.reports) - len(new))
 
     def _count_refused_reports(self, error: Exception) -> None:

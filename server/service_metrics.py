@@ -39,6 +39,8 @@ class ReportOutcome(StrEnum):
     STORED = "stored"
     REPEATED = "repeated"
     REFUSED = "refused"
+    IMPLAUSIBLE = "implausible"
+    """Stored, and not counted: the device cannot have counted that much."""
 
 
 _REASONS: tuple[tuple[type[BaseException], str], ...] = (

@@ -75,7 +75,12 @@ def open_stores(settings: ServeSettings, clock: Callable[[], float] = time.time)
         plan=RolloutPlan(settings.plan.shares),
         canaries=settings.plan.canaries,
     )
-    telemetry = TelemetryRegistry(engine, settings.rollout)
+    telemetry = TelemetryRegistry(
+        engine,
+        settings.rollout,
+        max_inputs_per_second=settings.telemetry.max_inputs_per_second,
+        clock=clock,
+    )
     return Stores(engine, registry, rollouts, telemetry, blobs, signing, publisher)
 
 

@@ -165,6 +165,7 @@ class DeviceTelemetryRow(Base):
     last_sequence: Mapped[int] = mapped_column(BigInteger)
     version: Mapped[int]
     counts: Mapped[str] = mapped_column(Text)
+    counted_until_seconds: Mapped[float] = mapped_column(Double, default=0.0, server_default="0")
 
 
 class RolloutDeviceRow(Base):

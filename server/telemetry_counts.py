@@ -7,14 +7,14 @@ from quantization.side_by_side import LATENCY_BUCKETS
 
 _NO_LATENCY = (0,) * LATENCY_BUCKETS
 _MAX_MEMORY_BYTES = 1 << 50
-_MAX_TOTAL = 1 << 62  # one report counts 2^38 at most (`server.telemetry_proto`): no fleet merges so many
+_MAX_TOTAL = 1 << 62  # where sums stay, should they get there: `server.telemetry_budget` says why they do not
 
 
 @dataclass(frozen=True, slots=True)
 class TelemetryCounts:
     """Counts of one device, or of many merged, under one version.
 
-    `merge` is commutative and associative, with `TelemetryCounts()` as identity.
+    `merge` is commutative and associative, with `TelemetryCounts()` as identity; a sum beyond 2^62 is 2^62.
 
     Attributes:
         samples: Inputs that the model answered.
@@ -56,14 +56,14 @@ class TelemetryCounts:
         """Return the counts of both."""
         return replace(
             self,
-            samples=self.samples + other.samples,
-            labelled=self.labelled + other.labelled,
-            hits=self.hits + other.hits,
-            judged=self.judged + other.judged,
-            agreements=self.agreements + other.agreements,
-            failures=self.failures + other.failures,
-            load_failures=self.load_failures + other.load_failures,
-            latency=tuple(a + b for a, b in zip(self.latency, other.latency, strict=True)),
+            samples=_sum(self.samples, other.samples),
+            labelled=_sum(self.labelled, other.labelled),
+            hits=_sum(self.hits, other.hits),
+            judged=_sum(self.judged, other.judged),
+            agreements=_sum(self.agreements, other.agreements),
+            failures=_sum(self.failures, other.failures),
+            load_failures=_sum(self.load_failures, other.load_failures),
+            latency=tuple(_sum(a, b) for a, b in zip(self.latency, other.latency, strict=True)),
             memory_bytes=max(self.memory_bytes, other.memory_bytes),
         )
 
@@ -87,3 +87,7 @@ class TelemetryCounts:
                 return (bucket + rest / count) / 2
             rest -= count
         return LATENCY_BUCKETS / 2
+
+
+def _sum(a: int, b: int) -> int:
+    return min(a + b, _MAX_TOTAL)

@@ -20,6 +20,7 @@ from server.tables import (
     RolloutUnitRow,
     TargetRow,
 )
+from server.telemetry_budget import Budget, without_counts
 from server.telemetry_codec import counts_from_json, counts_to_json
 from server.telemetry_counts import TelemetryCounts
 from server.telemetry_reports import DeviceReport, DeviceReports, Folded
@@ -46,11 +47,14 @@ class Folding:
         totals: What changes in the totals of classes.
     """
 
-    def __init__(self, session: Session, rules: RolloutRules, calls: Sequence[DeviceReports]) -> None:
+    def __init__(
+        self, session: Session, rules: RolloutRules, budget: Budget, calls: Sequence[DeviceReports]
+    ) -> None:
         """Read, and lock, what the reports of these calls need."""
         self.totals = TotalsChanges()
         self._session = session
         self._rules = rules
+        self._budget = budget
         reports = [report for call in calls for report in call.reports]
         names = {call.device_id for call in calls}
         self._registered = _registered(session, {_class_of(report) for report in reports})
@@ -69,11 +73,10 @@ class Folding:
         device = call.device_id
         try:
             new = [self._checked(report) for report in call.reports if report.sequence > self._last[device]]
-            for report in new:
-                self._fold(report)
+            are_plausible = [self._fold(report) for report in new]
         except QuantFleetError as error:
             return error
-        return Folded(self._last[device], tuple(new))
+        return Folded(self._last[device], tuple(new), are_plausible.count(False))
 
     def _checked(self, report: DeviceReport) -> DeviceReport:
         """Return the report; of version 0, which is no target, if its manifest is not the version's.
@@ -89,9 +92,14 @@ class Folding:
         is_target = self._manifests.get((*key, report.version)) == report.manifest_digest
         return report if is_target else replace(report, version=0)
 
-    def _fold(self, report: DeviceReport) -> None:
+    def _fold(self, report: DeviceReport) -> bool:
+        """Count a report; return whether the device can have counted that, else it counts nothing."""
         key = (*_class_of(report), report.device_id)
         row = self._rows.get(key)
+        known_until = None if row is None else row.counted_until_seconds
+        counted_until = self._budget.counted_until(known_until, report)
+        if counted_until is None:
+            report = without_counts(report)
         before = TelemetryCounts() if row is None else counts_from_json(row.counts)
         version_before = None if row is None else row.version
         counts = (before if version_before == report.version else TelemetryCounts()).merge(report.counts)
@@ -106,6 +114,7 @@ class Folding:
             self._fold_into_rollout(open_rollout, known, report)
         row.counts = counts_to_json(counts)
         row.version, row.last_sequence = report.version, report.sequence
+        row.counted_until_seconds = (known_until or 0.0) if counted_until is None else counted_until
         self._last[report.device_id] = report.sequence
         self.totals.add_report(
             *key[:2],
@@ -115,6 +124,7 @@ class Folding:
             observed_values=report.observed_values,
             clipped_values=report.clipped_values,
         )
+        return counted_until is not None
 
     def _fold_into_rollout(self, open_rollout: _Open, known: str, report: DeviceReport) -> None:
         """Count a report of a device that is compared; `known` is what it counted before the rollout."""

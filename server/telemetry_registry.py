@@ -11,11 +11,13 @@ The rules:
 4. Units are only ever added, and whoever folds them in order of their number gets the same evidence. While a report
    is folded the rollout's row is locked, so that numbers are in order on every database.
 5. The totals of classes (`server.class_totals`) change in the transaction that folds.
+6. What a device cannot have had the time to count is not counted (`server.telemetry_budget`).
 """
 
 import os
 import socket
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 from sqlalchemy import Engine, func, select
@@ -31,6 +33,7 @@ from server.rollout_rules import Evidence, Situation, decide
 from server.rollout_settings import DEFAULT_RULES, RolloutRules
 from server.rollout_units import Marks, Unit
 from server.tables import DeviceTelemetryRow, RolloutDeviceRow, RolloutUnitRow
+from server.telemetry_budget import DEFAULT_MAX_INPUTS_PER_SECOND, Budget
 from server.telemetry_codec import counts_from_json
 from server.telemetry_counts import TelemetryCounts
 from server.telemetry_folding import Folding
@@ -46,17 +49,26 @@ class TelemetryRegistry:
     """Counts and evidence; shares its database with `server.rollout_registry.RolloutRegistry`."""
 
     def __init__(
-        self, engine: Engine, rules: RolloutRules = DEFAULT_RULES, *, process: str | None = None
+        self,
+        engine: Engine,
+        rules: RolloutRules = DEFAULT_RULES,
+        *,
+        max_inputs_per_second: float = DEFAULT_MAX_INPUTS_PER_SECOND,
+        process: str | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """Share an engine.
 
         Args:
             engine: Of the registry's database, migrated.
             rules: How much evidence moves a rollout.
+            max_inputs_per_second: What one device can answer; more that it claims is not counted.
             process: A name that no other server process has; None makes one of the host and the process.
+            clock: Seconds since 1970 (UTC).
         """
         self._engine = engine
         self._rules = rules
+        self._max_inputs_per_second, self._clock = max_inputs_per_second, clock
         self._evidence: dict[str, tuple[int, Evidence]] = {}  # of units up to a number; replaced as a whole
         self._shard = shard_of(process or f"{socket.gethostname()}:{os.getpid()}")
 
@@ -134,7 +146,8 @@ class TelemetryRegistry:
 
     def _fold_once(self, calls: Sequence[DeviceReports]) -> tuple[Folded | QuantFleetError, ...]:
         with Session(self._engine, autoflush=False) as session, session.begin():
-            folding = Folding(session, self._rules, calls)
+            budget = Budget(self._max_inputs_per_second, self._clock())
+            folding = Folding(session, self._rules, budget, calls)
             in_order = sorted(range(len(calls)), key=lambda place: calls[place].device_id)
             results = {place: folding.fold(calls[place]) for place in in_order}
             session.flush()

@@ -69,7 +69,9 @@ class Folded:
     Attributes:
         stored_sequence: The device's reports up to this number are counted; 0 where none is.
         counted: Those that were new, in order of their sequence.
+        implausible: How many of these told more than the device can have counted, and so count nothing.
     """
 
     stored_sequence: int
     counted: tuple[DeviceReport, ...] = ()
+    implausible: int = 0

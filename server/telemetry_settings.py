@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from quantization.errors import ConfigurationError
+from server.telemetry_budget import DEFAULT_MAX_INPUTS_PER_SECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,7 @@ class TelemetrySettings:
         max_waiting_calls: Calls that wait for the database; a further one is refused until later.
         calls_per_transaction: Calls that are stored together.
         wait_seconds: Longest time that a call waits for the database.
+        max_inputs_per_second: Inputs that one device can answer; what reports it beyond that is not counted.
     """
 
     report_seconds: float = 60.0
@@ -23,6 +25,7 @@ class TelemetrySettings:
     max_waiting_calls: int = 8192
     calls_per_transaction: int = 128
     wait_seconds: float = 60.0
+    max_inputs_per_second: float = DEFAULT_MAX_INPUTS_PER_SECOND
 
     def __post_init__(self) -> None:
         """Refuse what would stop the service."""

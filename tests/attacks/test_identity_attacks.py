@@ -36,6 +36,7 @@ from client.credentials import ClientCredentials
 from client.enrolment import enroll, renew
 from protos.quantfleet.v1 import admin_pb2, enrolment_pb2, telemetry_pb2, update_pb2
 from protos.quantfleet.v1.enrolment_pb2_grpc import EnrolmentServiceStub
+from protos.quantfleet.v1.telemetry_pb2_grpc import TelemetryServiceStub
 from protos.quantfleet.v1.update_pb2_grpc import UpdateServiceStub
 from quantization.device_class import ARM
 from quantization.enrolment_token import EnrolmentToken
@@ -44,6 +45,7 @@ from quantization.principal import Principal, Role
 from server.certificates import Authority
 from server.entries import Model
 from server.identity_registry import MIN_RENEWAL_SECONDS
+from server.peers import DEVICE_KEY
 from server.pem import key_to_pem, new_key, parse_certificate, principal_of
 from server.registry import Registry
 from server.rollout_registry import RolloutRegistry
@@ -266,6 +268,26 @@ def answering(key_pem: bytes, certificate_pem: bytes) -> Iterator[tuple[str, lis
             yield f"127.0.0.1:{port}", calls
         finally:
             impostor.stop(0).wait()
+
+
+def test_a_device_reports_and_asks_in_its_own_name_alone(
+    server: IdentifiedServer, device: ClientCredentials, tmp_path: Path
+) -> None:
+    """What it says of itself in metadata is not heard."""
+    victim = server.enrolled(tmp_path, "victim-2").channel_credentials()
+    claim = ((DEVICE_KEY, "victim-2"),)
+    report = telemetry_pb2.TelemetryReport(
+        sequence=7,
+        model_digest=bytes.fromhex(MODEL),
+        device_class="arm",
+        manifest_digest=bytes.fromhex(MANIFEST),
+        version=1,
+    )
+    for credentials, reports, stored in ((device.channel_credentials(), [report], 7), (victim, [], 0)):
+        with grpc.secure_channel(server.address, credentials) as channel:
+            asked = telemetry_pb2.ReportRequest(reports=reports)
+            answer = TelemetryServiceStub(channel).Report(asked, metadata=claim, timeout=20)
+        assert answer.stored_sequence == stored
 
 
 # Revocation.

@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from quantization.device_class import ARM
-from server.class_totals import SHARDS, ClassTotals, TotalsKey, read_totals
+from server.class_totals import MAX_TOTAL, SHARDS, ClassTotals, TotalsKey, read_totals
 from server.database import connect
 from server.entries import Model
 from server.registry import Registry
@@ -127,3 +127,16 @@ def test_rows_do_not_grow_with_devices(engine: Engine) -> None:
     with engine.begin() as connection:
         rows = connection.exec_driver_sql("SELECT count(*) FROM class_totals").scalar_one()
     assert rows == 2 <= SHARDS
+
+
+def test_totals_stay_where_they_cannot_grow(engine: Engine) -> None:
+    """Whoever sees to it that they get there; a database would refuse, or lose, what others report with it."""
+    for process in range(SHARDS):
+        telemetry = TelemetryRegistry(engine, process=f"{process}", max_inputs_per_second=1e30)
+        for sequence in (1, 2, 3):
+            telemetry.fold(report(f"d{process}", sequence, 1, samples=1 << 61, labelled=1 << 61, hits=1))
+    telemetry.fold(report("other", 1, 1, samples=5))
+    (found,), all_versions = totals(engine, 1)
+    assert MAX_TOTAL <= found.samples == found.labelled == all_versions.samples <= SHARDS * MAX_TOTAL
+    assert found.devices == SHARDS + 1
+    assert telemetry.counts(MODEL, ARM.name, 1).samples == 1 << 62

@@ -2,9 +2,9 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,16 @@ from loops import in_loop
 from postgres_server import postgres_server
 from shop import CLASS, Shop, make_shop, told
 from sqlalchemy.exc import OperationalError
-from update_client import Named
+from telemetry_client import request, service
 
 from protos.quantfleet.v1 import telemetry_pb2 as pb
-from protos.quantfleet.v1.telemetry_pb2_grpc import TelemetryServiceStub
-from quantization.device_class import ARM
 from quantization.errors import MalformedError, QuantFleetError
 from quantization.side_by_side import MAX_COUNT
-from server.grpc_server import Service, serving
-from server.identity import Identity
 from server.peers import PUSHBACK_KEY
 from server.rollout import RolloutPlan, has_new_version
 from server.telemetry_proto import MAX_INSTALLS, MAX_REPORTS, reports_from_proto
 from server.telemetry_registry import TelemetryRegistry
 from server.telemetry_reports import DeviceReport, DeviceReports, Folded
-from server.telemetry_service import TelemetryService
 from server.telemetry_settings import TelemetrySettings
 from server.update_settings import UpdateSettings
 
@@ -45,26 +40,6 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
     made.stores.rollouts.publish(made.model_digest, CLASS, made.manifests[0], reason="first", actor="ana")
     yield made
     made.stores.engine.dispose()
-
-
-Fold = Callable[[Sequence[DeviceReports]], Sequence[Folded | QuantFleetError]]
-
-
-@asynccontextmanager
-async def service(fold_all: Fold, **keywords: Any) -> AsyncIterator[Callable[[str], Any]]:
-    """Yield a function from a device's name to its stub."""
-    telemetry = TelemetryService(fold_all, identify=Identity.insecure().device, **keywords)
-    wanted = Service(telemetry.NAME, telemetry.register)
-    async with (
-        telemetry,
-        serving([wanted], "127.0.0.1:0", None, grace_seconds=0.1) as port,
-        aio.insecure_channel(f"127.0.0.1:{port}") as channel,
-    ):
-        yield lambda device: Named(TelemetryServiceStub(channel), device)
-
-
-def request(*reports: pb.TelemetryReport) -> pb.ReportRequest:
-    return pb.ReportRequest(reports=reports)
 
 
 def counts(shop: Shop, version: int = 1) -> int:
@@ -105,17 +80,6 @@ async def test_a_device_that_lost_its_place_learns_where_to_go_on(shop: Shop) ->
         renumbered = told(shop, wiped.stored_sequence + 1, 1, shop.manifests[0], samples=10)
         assert (await stub("a").Report(request(renumbered))).stored_sequence == 501
     assert counts(shop) == 11
-
-
-@in_loop
-async def test_a_report_sent_again_for_another_class_is_not_counted(shop: Shop) -> None:
-    shop.stores.registry.add_device_class(ARM)
-    async with service(shop.stores.telemetry.fold_all) as stub:
-        await stub("a").Report(request(told(shop, 5, 1, shop.manifests[0], samples=1)))
-        other = told(shop, 5, 1, shop.manifests[0], samples=1)
-        other.device_class = "arm"
-        assert (await stub("a").Report(request(other))).stored_sequence == 5
-    assert shop.stores.telemetry.counts(shop.model_digest, "arm", 1).samples == 0
 
 
 @in_loop
