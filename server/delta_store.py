@@ -11,9 +11,15 @@ by both digests:
 
 A record that is damaged or half written has another SHA-256: it counts as absent, and is computed anew. Losing the
 whole folder costs time and nothing else; so does a folder that cannot be written.
+
+The records are bounded in bytes. Whoever has written a sixteenth of the bound looks at the whole folder, and removes
+what was used longest ago until nine tenths are left; so the folder passes its bound by a sixteenth for each process
+that shares it. A record that another process removes while it is wanted is absent, like any other.
 """
 
+import contextlib
 import hashlib
+import os
 import struct
 import threading
 from collections.abc import Callable
@@ -30,12 +36,15 @@ from quantization.delta import Delta, Encoding, make_deltas
 from quantization.errors import ConfigurationError, NotFoundError
 from quantization.manifest import Manifest
 from server.blob_store import BlobStore
+from server.stored_files import stored_files
 
 _log = structlog.get_logger()
 
 _DIGEST_BYTES = 32
 _BUNDLE = ".bundle"  # behind the target in the name of a record
 _ENTRY = struct.Struct("<BI")  # encoding, size of the payload
+_DEFAULT_BYTES = 4 << 30
+_LOOK_EVERY, _KEPT_SHARE = 1 / 16, 0.9  # of the bound: written before the folder is looked at, and left then
 
 Deltas = tuple[Delta, ...]
 
@@ -43,17 +52,22 @@ Deltas = tuple[Delta, ...]
 class DeltaStore:
     """Differences between the blobs of one store; its methods block, and any thread may call them."""
 
-    def __init__(self, blobs: BlobStore, url: str | Path) -> None:
+    def __init__(self, blobs: BlobStore, url: str | Path, *, max_bytes: int = _DEFAULT_BYTES) -> None:
         """Open the store, creating its root where it is a folder.
 
         Args:
             blobs: Holds both ends of every difference.
             url: A folder, or a URL as fsspec reads it; not inside the blob store.
+            max_bytes: Most that the records may take, more or less; see above.
 
         Raises:
             ConfigurationError: If no file system for the URL is installed, or the folder cannot be made.
         """
         self._blobs = blobs
+        self._max_bytes = max_bytes
+        self._unseen_bytes = (
+            max_bytes  # written since the folder was looked at: what lies there is unknown yet
+        )
         self._lock = threading.Lock()
         self._running: dict[tuple[str, str], Future[Deltas]] = {}
         try:
@@ -138,6 +152,7 @@ class DeltaStore:
             data: bytes = self._files.cat_file(self._path(pair))
         except Exception:  # noqa: BLE001 - each file system has errors of its own; it is computed anew
             return None
+        self._mark_used(self._path(pair))
         digest, body = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
         return _decode(body) if hashlib.sha256(body).digest() == digest else None
 
@@ -151,6 +166,37 @@ class DeltaStore:
             self._files.pipe_file(path, hashlib.sha256(body).digest() + body)
         except Exception as error:  # noqa: BLE001 - each file system has errors of its own
             _log.warning("delta_not_kept", store=self._root, record=path.rsplit("/", 1)[1], error=str(error))
+            return
+        with self._lock:
+            self._unseen_bytes += len(body)
+            is_due = self._unseen_bytes > self._max_bytes * _LOOK_EVERY
+            if is_due:
+                self._unseen_bytes = 0
+        if is_due:
+            self._remove_unused()
+
+    def _mark_used(self, path: str) -> None:
+        """Say that a record is still wanted; an object store knows only when it was written."""
+        if isinstance(self._files, LocalFileSystem):
+            with contextlib.suppress(OSError):
+                os.utime(path)
+
+    def _remove_unused(self) -> None:
+        """Remove the records that were used longest ago, if there are too many; what goes wrong is left for later."""
+        try:
+            records = sorted(stored_files(self._files, self._root), key=lambda r: r.changed_at_seconds or 0.0)
+            size_bytes, removed = sum(record.size_bytes for record in records), 0
+            if size_bytes <= self._max_bytes:
+                return
+            for record in records:
+                if size_bytes <= self._max_bytes * _KEPT_SHARE:
+                    break
+                with contextlib.suppress(FileNotFoundError):  # another process was faster
+                    self._files.rm_file(record.path)
+                size_bytes, removed = size_bytes - record.size_bytes, removed + 1
+            _log.info("deltas_removed", store=self._root, records=removed, kept_bytes=size_bytes)
+        except Exception as error:  # noqa: BLE001 - each file system has errors of its own
+            _log.warning("deltas_not_removed", store=self._root, error=str(error))
 
     def _path(self, pair: tuple[str, str]) -> str:
         base, target = pair

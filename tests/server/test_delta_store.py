@@ -1,8 +1,12 @@
+import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import fsspec
 import numpy as np
 import pytest
 from artifacts import example
@@ -160,3 +164,68 @@ def test_there_is_no_bundle_of_nothing(blobs: BlobStore, url: str) -> None:
         DeltaStore(blobs, url).bundle(PAIR[0], PAIR[0])
     with pytest.raises(NotFoundError, match="not in"):  # its blobs are not there
         DeltaStore(blobs, url).bundle(PAIR[0], PAIR[1])
+
+
+def files_of(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*") if path.is_file()}
+
+
+def chain(blobs: BlobStore, length: int) -> list[str]:
+    """Store contents whose differences take some 2 KB each; return their digests."""
+    contents = [bytes(np.random.default_rng(9).integers(0, 256, 20_000, np.uint8))]
+    for seed in range(length - 1):
+        fresh = np.random.default_rng(seed).bytes(2_000)
+        contents.append(contents[-1][:50] + fresh + contents[-1][2_050:])
+    for content in contents:
+        blobs.put(content_digest(content), encode_blob(content))
+    return [content_digest(content) for content in contents]
+
+
+def test_differences_that_were_used_longest_ago_make_room(blobs: BlobStore, tmp_path: Path) -> None:
+    names, folder = chain(blobs, 6), tmp_path / "deltas"
+    store = DeltaStore(blobs, folder, max_bytes=9_000)
+    for number in range(3):
+        store.deltas(names[number], names[number + 1])
+        os.utime(record_of(folder, names, number), (number, number))
+    DeltaStore(blobs, folder).deltas(names[0], names[1])  # another process wants the first one
+    for number in range(3, 5):
+        store.deltas(names[number], names[number + 1])
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 9_000
+    assert record_of(folder, names, 0).exists()
+    assert not record_of(folder, names, 1).exists()
+    assert record_of(folder, names, 4).exists()
+    assert store.deltas(names[1], names[2])  # computed anew
+
+
+def test_a_folder_that_is_too_large_already_is_looked_at_first(blobs: BlobStore, url: str) -> None:
+    names = chain(blobs, 4)
+    for number in range(2):
+        DeltaStore(blobs, url).deltas(names[number], names[number + 1])
+    files, root = fsspec.core.url_to_fs(url)
+    before = sum(files.size(path) for path in files.find(root))
+    DeltaStore(blobs, url, max_bytes=before).deltas(names[2], names[3])
+    assert sum(files.size(path) for path in files.find(root)) <= before
+
+
+def test_differences_are_served_though_no_room_is_for_them(blobs: BlobStore, tmp_path: Path) -> None:
+    store = DeltaStore(blobs, tmp_path / "deltas", max_bytes=1)
+    (delta,) = store.deltas(NAMES[OLD], NAMES[NEW])
+    assert apply_delta(delta.payload, OLD, NAMES[NEW]) == NEW
+    assert not files_of(tmp_path / "deltas")
+
+
+def test_processes_that_remove_at_the_same_time_do_not_hinder_each_other(
+    blobs: BlobStore, tmp_path: Path
+) -> None:
+    names = chain(blobs, 8)
+    stores = [DeltaStore(blobs, tmp_path / "deltas", max_bytes=3_000) for _ in range(4)]
+    pairs = list(pairwise(names))
+    with capture_logs() as logs, ThreadPoolExecutor(4) as threads:
+        for results in threads.map(lambda store: [store.deltas(*pair) for pair in pairs], stores):
+            assert all(len(found) >= 1 for found in results)
+    assert "deltas_not_removed" not in {entry["event"] for entry in logs}
+
+
+def record_of(folder: Path, names: list[str], number: int) -> Path:
+    target = names[number + 1]
+    return folder / target[:2] / f"{target}-{names[number]}"
