@@ -198,18 +198,18 @@ def _receive(
 ) -> int:
     """Keep one answer, from its first piece to its end, and look at what is kept; return how many bytes came."""
     digest, total = payload.digest, payload.total_bytes
-    start = end = piece.offset_bytes
+    _, start, data = piece
+    offset = end = start
     while True:
-        size = len(piece.data)
-        if piece.offset_bytes != end or end + size > total:
+        if offset != end or end + len(data) > total:
             raise MalformedError(f"data for blob {digest[:12]}... that does not fit behind byte {end}")
-        partial.append(digest, piece.data)
-        look(piece.data)
-        end += size
+        partial.append(digest, data)
+        look(data)
+        end += len(data)
         if end == total:
             return end - start
-        piece = _next(pieces)
-        if piece.payload is not None or not len(piece.data):
+        head, offset, data = _next(pieces)
+        if head is not None or not len(data):
             raise MalformedError(f"blob {digest[:12]}... ends at byte {end} of {total}")
 
 

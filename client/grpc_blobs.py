@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -24,6 +24,8 @@ MAX_WANTED = 1024
 _PROGRESS_BYTES = 4 << 10
 _OFFSET_TAG, _DATA_TAG = b"\x10", b"\x1a"  # of fields 2 and 3 of `BlobChunk`
 _KNOWN = frozenset(int(encoding) for encoding in Encoding)
+
+_Data = TypeVar("_Data", bytes, memoryview)
 
 CheckSize = Callable[[str, int], None]
 """From the name of a blob and the size of what is offered for it; raises where that is too large."""
@@ -79,12 +81,12 @@ def blob_pieces(call: Any, stall_seconds: float, check_size: CheckSize | None) -
         stall_seconds: Longest wait for the next 4 KiB.
         check_size: Refuses payloads that are too large.
     """
-    waited, unproven = 0.0, 0
+    left_seconds, unproven = stall_seconds, 0
     try:
         with Watchdog(call.cancel) as dog:
             while True:
                 began = time.monotonic()
-                dog.arm(max(stall_seconds - waited, 1e-3))
+                dog.arm(left_seconds)
                 try:
                     data = next(call)
                 except StopIteration:
@@ -96,24 +98,18 @@ def blob_pieces(call: Any, stall_seconds: float, check_size: CheckSize | None) -
                         ) from error
                     raise as_error(error, "fetch") from error
                 dog.disarm()
-                piece = _piece(data)
+                unproven += len(data)
+                piece = _plain_piece(data) or _parsed_piece(data)
                 head = piece.payload
                 if head is not None and head.encoding is not Encoding.BUNDLE and check_size is not None:
                     check_size(head.digest, head.total_bytes)
-                waited, unproven = waited + time.monotonic() - began, unproven + len(data)
-                if unproven >= _PROGRESS_BYTES or piece.payload is not None:
-                    waited, unproven = 0.0, 0
+                if unproven >= _PROGRESS_BYTES or head is not None:
+                    left_seconds, unproven = stall_seconds, 0
+                else:
+                    left_seconds = max(left_seconds - (time.monotonic() - began), 1e-3)
                 yield piece
     finally:
         end_stream(call)
-
-
-def _piece(message: bytes) -> Piece:
-    """Return what a `BlobChunk` says, within what a chunk can be."""
-    piece = _plain_piece(message) or _parsed_piece(message)
-    if len(piece.data) > CHUNK_BYTES:
-        raise MalformedError(f"a chunk of {len(piece.data)} bytes; at most {CHUNK_BYTES} are read")
-    return piece
 
 
 def _plain_piece(message: bytes) -> Piece | None:
@@ -127,7 +123,9 @@ def _plain_piece(message: bytes) -> Piece | None:
     if message[place : place + 1] != _DATA_TAG:
         return None
     size, place = _varint(message, place + 1)
-    return Piece(None, offset, memoryview(message)[place:]) if place + size == len(message) else None
+    if place + size != len(message):
+        return None
+    return Piece(None, offset, _bounded(memoryview(message)[place:]))
 
 
 def _varint(message: bytes, place: int) -> tuple[int, int]:
@@ -148,7 +146,14 @@ def _parsed_piece(message: bytes) -> Piece:
     except DecodeError as error:
         raise MalformedError(f"an answer is not a BlobChunk: {error}") from error
     payload = _payload(chunk.payload) if chunk.HasField("payload") else None
-    return Piece(payload, chunk.offset_bytes, chunk.data)
+    return Piece(payload, chunk.offset_bytes, _bounded(chunk.data))
+
+
+def _bounded(data: _Data) -> _Data:
+    """Return data that a chunk may hold."""
+    if len(data) > CHUNK_BYTES:
+        raise MalformedError(f"a chunk of {len(data)} bytes; at most {CHUNK_BYTES} are read")
+    return data
 
 
 def _payload(head: pb.BlobPayload) -> Payload:

@@ -35,7 +35,7 @@ class PartialBlobs:
         """Use the folder, which is made when there is a part to keep."""
         self.path = path
         self._disk = disk
-        self._begun = path  # the file of the answer that was taken up last
+        self._begun = "", path  # name and file of the answer that was taken up last
 
     def want(self, digest: str) -> Want:
         """Return what to ask for to get the rest of a blob."""
@@ -52,7 +52,8 @@ class PartialBlobs:
             MalformedError: If it goes on with something else than what was kept.
             ConfigurationError: If the folder cannot be written.
         """
-        self._begun = self.file(payload.digest)
+        path = self.file(payload.digest)
+        self._begun = payload.digest, path
         if offset_bytes:
             if payload != self._payload(payload.digest) or offset_bytes != self.size_bytes(payload.digest):
                 raise MalformedError(
@@ -67,7 +68,6 @@ class PartialBlobs:
             bytes.fromhex(payload.base_digest or "0" * 64),
             bytes.fromhex(payload.payload_digest),
         )
-        path = self._begun
         try:
             self._disk.make_folder(self.path)
             self._disk.remove(path)
@@ -81,7 +81,9 @@ class PartialBlobs:
         Raises:
             ConfigurationError: If the folder cannot be written.
         """
-        path = self._begun if self._begun.name == digest else self.file(digest)
+        begun, path = self._begun
+        if begun != digest:
+            path = self.file(digest)
         try:
             self._disk.append(path, data)
         except OSError as error:

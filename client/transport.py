@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from client.slots import Target
 from quantization.blob import HEADER_BYTES, check_digest
@@ -76,8 +76,7 @@ class Payload:
             raise MalformedError(f"payload of {self.total_bytes} bytes; the least is {HEADER_BYTES}")
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """A part of the answer to one want.
 
     Attributes:
