@@ -102,7 +102,7 @@ class AuditRow(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     at_seconds: Mapped[float] = mapped_column(Double)
     action: Mapped[str] = mapped_column(String(32))
-    subject: Mapped[str] = mapped_column(String(500))
+    subject: Mapped[str] = mapped_column(String(500), index=True)
     detail: Mapped[str] = mapped_column(Text)
 
 

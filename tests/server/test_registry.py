@@ -195,6 +195,15 @@ def test_processes_that_open_a_new_database_at_once_all_succeed(path: Path) -> N
     assert errors == []
 
 
+def test_what_happened_to_one_thing_is_found_by_an_index(path: Path) -> None:
+    Registry.open(url_of(path)).close()
+    with sqlite3.connect(path) as raw:
+        plan = raw.execute(
+            "EXPLAIN QUERY PLAN SELECT * FROM audit WHERE subject = 'x' ORDER BY id"
+        ).fetchall()
+    assert any("ix_audit_subject" in str(step) for step in plan)
+
+
 def test_a_database_from_a_newer_version_is_refused(path: Path) -> None:
     Registry.open(url_of(path)).close()
     with sqlite3.connect(path) as raw:
