@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from typer import core as typer_core
 
-from server import cli_devices, cli_keys, cli_migrate, cli_rollout, cli_serve, cli_tune
+from server import cli_devices, cli_gc, cli_keys, cli_migrate, cli_rollout, cli_serve, cli_tune
 from server.cli_common import (
     DEFAULT_ADDRESS,
     Insecure,
@@ -41,6 +41,7 @@ app.add_typer(cli_rollout.app)
 app.command("serve")(cli_serve.serve)
 app.command("prepare")(cli_serve.prepare)
 app.command("migrate")(cli_migrate.migrate)
+app.command("gc")(cli_gc.gc)
 app.command("tune")(cli_tune.tune)
 app.add_typer(cli_keys.app, name="keys")
 app.add_typer(cli_devices.app, name="devices")

@@ -24,6 +24,7 @@ from protos.quantfleet.v1 import telemetry_pb2 as telemetry_pb
 from quantization.errors import ConfigurationError
 from server import fleet_metrics
 from server.admin_service import AdminParts, AdminService
+from server.blob_garbage import GarbageRules, collect_garbage
 from server.delta_store import DeltaStore
 from server.enrolment_service import EnrolmentService, RenewalService
 from server.evidence_retention import forget_evidence
@@ -48,6 +49,7 @@ from server.update_metrics import UpdateMetrics
 from server.update_service import UpdateService, no_metadata
 
 _log = structlog.get_logger()
+_DAY_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,8 @@ class _Composition:
             services.append(Service(renewal.NAME, renewal.register))
         await self._repeat("review", self._reviewer(update).review, table.review_seconds)
         await self._repeat("retention", self._forget_evidence, table.refresh_seconds)
+        if table.garbage_days:
+            await self._repeat("garbage", self._collect_garbage, _DAY_SECONDS)
         address = await self._serve(services, table.address, credentials, update.drain)
         enrolment_address = ""
         if identity.is_certified and table.enrolment_address:
@@ -279,8 +283,19 @@ class _Composition:
         )
 
     def _forget_evidence(self) -> None:
-        kept_seconds = self._settings.server.evidence_days * 86_400
+        kept_seconds = self._settings.server.evidence_days * _DAY_SECONDS
         forget_evidence(self._stores.engine, before_seconds=self._clock() - kept_seconds)
+
+    def _collect_garbage(self) -> None:
+        signing = self._stores.signing
+        collected = collect_garbage(
+            self._stores.engine,
+            self._settings.blob_place,
+            now_seconds=self._clock(),
+            rules=GarbageRules(self._settings.server.garbage_days),
+            signed=() if signing is None else set(signing.metadata.targets().values()),
+        )
+        _log.info("garbage_collected", **asdict(collected))
 
     def _refresher(self) -> Refresher:
         renewals: dict[str, Callable[[], object]] = {}

@@ -45,6 +45,7 @@ class ServerTable:
         review_seconds: How often telemetry is asked whether a rollout goes on.
         refresh_seconds: How often it is looked whether signed metadata and certificates are due for renewal.
         evidence_days: For how long what single devices counted in a rollout is kept when the rollout has ended.
+        garbage_days: Content that nothing needs is removed, once a day, when it is older than this; 0 for never.
         grace_seconds: How long calls may go on when the process is told to stop.
     """
 
@@ -58,6 +59,7 @@ class ServerTable:
     review_seconds: float = 2.0
     refresh_seconds: float = 300.0
     evidence_days: float = 30.0
+    garbage_days: float = 0.0
     grace_seconds: float = 10.0
 
     def __post_init__(self) -> None:
@@ -65,6 +67,8 @@ class ServerTable:
         for name in ("review_seconds", "refresh_seconds", "evidence_days", "grace_seconds"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not (self.garbage_days == 0 or self.garbage_days >= 1):
+            raise ConfigurationError(f"garbage_days must be 0 or at least 1, not {self.garbage_days}")
         check_address("address", self.address)
         for name in ("enrolment_address", "metrics_address", "public_address"):
             if getattr(self, name):

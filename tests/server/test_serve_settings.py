@@ -71,6 +71,7 @@ def test_every_table_is_read_and_options_win(tmp_path: Path) -> None:
             "no table 'serve'; there are certificates, enrolment, plan, rollout, server, telemetry, update",
         ),
         ("server = 1\n", "must be a table"),
+        ("[server]\ngarbage_days = 0.5\n", "garbage_days must be 0 or at least 1, not 0.5"),
         ("[server]\nadress = ''\n", "no key 'adress'; there are address, blob_folder"),
         ("[server]\naddress = 9443\n", "address must be text, not 9443"),
         ("[server]\naddress = '9443'\n", "must be host:port"),
