@@ -428,6 +428,15 @@ def test_control_without_the_comparison_a_guess_would_do(
     assert enroll(tmp_path, server.enrolment_address, guessed).device == "guessed"
 
 
+def test_a_used_token_brings_no_revoked_device_back(server: IdentifiedServer) -> None:
+    """It is good for the same key again, because an answer can be lost; but not after a revocation."""
+    request, token = request_for(), server.token()
+    assert enrolled_with(server, request, "returning", token)[0] is OK
+    assert enrolled_with(server, request, "returning", token)[0] is OK
+    server.registry.revoke_device("returning", actor="ana")
+    assert enrolled_with(server, request, "returning", token)[0] is UNAUTHENTICATED
+
+
 def test_a_token_for_another_device_is_refused(server: IdentifiedServer, tmp_path: Path) -> None:
     with pytest.raises(ForbiddenError, match="not for 'other'"):
         enroll(tmp_path, server.enrolment_address, server.token("mine"), "other")
@@ -507,13 +516,15 @@ def listen_to_enrol(monkeypatch: pytest.MonkeyPatch, heard: list[str]) -> None:
 # Requests for certificates.
 
 
-def enrolled_with(server: IdentifiedServer, request: bytes, name: str) -> tuple[grpc.StatusCode, bytes]:
+def enrolled_with(
+    server: IdentifiedServer, request: bytes, name: str, token: str | None = None
+) -> tuple[grpc.StatusCode, bytes]:
     """Return how an enrolment with this request for a certificate ends, and the certificate."""
     answers: list[bytes] = []
-    secret = EnrolmentToken.parse(server.token(name)).secret
+    secret = EnrolmentToken.parse(token or server.token(name)).secret
 
     def call(channel: grpc.Channel) -> None:
-        asked = enrolment_pb2.EnrolRequest(secret=secret, certificate_request=request)
+        asked = enrolment_pb2.EnrolRequest(secret=secret, device=name, certificate_request=request)
         answers.append(EnrolmentServiceStub(channel).Enrol(asked, timeout=20).certificate)
 
     bare = grpc.ssl_channel_credentials(server.authority.certificate_pem)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,13 @@ def test_of_every_attack_it_is_said_what_stops_it() -> None:
     told = {attack.partition("[")[0] for removal in REMOVALS for attack in removal.attacks}
     told |= ELSEWHERE.keys() | NO_ATTACKS.keys()
     assert attack_tests() == told
+
+
+@pytest.mark.parametrize("removal", REMOVALS, ids=lambda removal: removal.attacks[0])
+def test_checks_are_where_the_table_says(removal: Removal) -> None:
+    with ExitStack() as stack:
+        for check in removal.checks:
+            stack.enter_context(check.removed())
 
 
 @pytest.fixture(scope="module")
