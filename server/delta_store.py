@@ -116,6 +116,20 @@ class DeltaStore:
 
         return self._once((check_digest(base[0]), f"{check_digest(target[0])}{_BUNDLE}"), make)[0].payload
 
+    def holds(self, base: str, target: str) -> bool:
+        """Return whether the differences between two contents have been computed; False where nobody can say."""
+        return self._has((check_digest(base), check_digest(target)))
+
+    def holds_bundle(self, base: str, target: str) -> bool:
+        """Return whether the bundle between two manifests, by their digests, has been made; False likewise."""
+        return self._has((check_digest(base), f"{check_digest(target)}{_BUNDLE}"))
+
+    def _has(self, pair: tuple[str, str]) -> bool:
+        try:
+            return bool(self._files.isfile(self._path(pair)))
+        except Exception:  # noqa: BLE001 - each file system has errors of its own
+            return False
+
     def _once(self, pair: tuple[str, str], compute: Callable[[], Deltas]) -> Deltas:
         """Return the record of a pair; whoever asks while it is computed waits for the result."""
         with self._lock:

@@ -26,6 +26,7 @@ from server import fleet_metrics
 from server.admin_service import AdminParts, AdminService
 from server.blob_garbage import GarbageRules, collect_garbage
 from server.delta_store import DeltaStore
+from server.difference_maker import DifferenceMaker
 from server.enrolment_service import EnrolmentService, RenewalService
 from server.evidence_retention import forget_evidence
 from server.expiry_metrics import ExpiryMetrics
@@ -35,6 +36,7 @@ from server.identity_registry import IdentityRegistry
 from server.metrics_page import serving_metrics
 from server.periodic import Periodic
 from server.pki import PkiFolder
+from server.prepared_targets import PreparedTargets
 from server.refresher import Refresher
 from server.reviewer import Reviewer
 from server.revocations import Revocations
@@ -217,17 +219,22 @@ class _Composition:
         return await self._serve(services, table.enrolment_address, credentials, lambda: None)
 
     def _update(self, identity: Identity) -> UpdateService:
-        signing = self._stores.signing
-        return UpdateService(
+        signing, blobs, table = self._stores.signing, self._stores.blobs, self._settings.update
+        deltas = DeltaStore(blobs, self._settings.delta_place, max_bytes=table.delta_bytes)
+        targets = PreparedTargets(
             self._stores.rollouts.served,
-            self._stores.blobs,
-            DeltaStore(
-                self._stores.blobs, self._settings.delta_place, max_bytes=self._settings.update.delta_bytes
-            ),
+            DifferenceMaker(blobs, deltas),
+            most_seconds=table.prepare_seconds,
+            clock=self._clock,
+        )
+        return UpdateService(
+            self._stack.enter_context(targets),
+            blobs,
+            deltas,
             UpdateMetrics(self._metrics),
             metadata=no_metadata if signing is None else signing.metadata.read,
             identify=identity.device,
-            settings=self._settings.update,
+            settings=table,
             on_refusal=self._counts.count_refusal,
             rng=self._rng,
         )

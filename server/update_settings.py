@@ -25,6 +25,7 @@ class UpdateSettings:
         retry_seconds: Mean time to wait before connecting or asking again, where nothing asks for more.
         check_seconds: Mean time between two checks of a device that does not watch.
         delta_wait_seconds: Longest wait for a difference that is being computed; then the full blob is sent.
+        prepare_seconds: Longest time that a new version waits for the differences to it before devices know of it.
         cache_bytes: Payloads kept in memory.
         delta_bytes: Differences kept in the folder of differences; those that were used longest ago go first.
         workers: Threads for the registry, the stores and differences.
@@ -45,6 +46,7 @@ class UpdateSettings:
     retry_seconds: float = 2.0
     check_seconds: float = 300.0
     delta_wait_seconds: float = 20.0
+    prepare_seconds: float = 300.0
     cache_bytes: int = 128 << 20
     delta_bytes: int = 4 << 30
     workers: int = 4
