@@ -6,6 +6,10 @@ The rules:
 2. What fails is tried again, after waits that grow, for ever; nothing that happens here ends the thread.
 3. A target is asked for when the server announces one, when what failed may be tried again, and once in a while in
    case an announcement was lost.
+4. Announcements are hints: the more of them lead to nothing, the longer the pauses between the questions that they
+   cause.
+5. What fails in one way over and over is reported once for each target. That the server cannot be reached is not
+   reported.
 """
 
 import queue
@@ -115,9 +119,18 @@ class UpdateWorker:
         self._updater, self._read_slots, self._telemetry, self._pace = updater, slots, telemetry, pace
         self._rng, self._on_attempt, self._is_quiet, self._clock = rng, on_attempt, is_quiet, clock
         self._backoff = Backoff(pace.first_backoff_seconds, pace.longest_backoff_seconds, rng)
+        self._hints = Backoff(pace.first_backoff_seconds, pace.longest_backoff_seconds, rng)
+        self._reported: tuple[Target | None, set[int]] = (
+            None,
+            set(),
+        )  # outcomes of a target that keeps failing
         self._asked: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._announced: Offer | None = None
         self._offered: Target | None = None
+        self._was_announced = False  # what is asked next
+        self._asks_hints_at = self._rests_until = (
+            clock()
+        )  # not before: other targets, and the one that failed
         self._has_service = has_service
         self._due_at = self._watch_at = clock()
         self._chores = {chore: clock() + chore.every_seconds for chore in chores}
@@ -225,10 +238,13 @@ class UpdateWorker:
     def _take_announced(self) -> None:
         with self._lock:
             offer, self._announced = self._announced, None
-        if offer is not None:
-            self._offered = offer.target
-            wait = min(max(offer.fetch_after_seconds, 0.0), self._pace.longest_spread_seconds)
-            self._due_at = min(self._due_at, self._clock() + wait) if wait else self._clock()
+        if offer is None:
+            return
+        is_other = offer.target != self._offered
+        self._offered, self._was_announced = offer.target, True
+        wait = min(max(offer.fetch_after_seconds, 0.0), self._pace.longest_spread_seconds)
+        due_at = max(self._clock() + wait, self._asks_hints_at, 0.0 if is_other else self._rests_until)
+        self._due_at = min(self._due_at, due_at)
 
     def _watch(self) -> None:
         self._watch_at = self._clock() + _TICK_SECONDS  # where it raises
@@ -241,29 +257,52 @@ class UpdateWorker:
 
     def _update(self) -> None:
         """Ask for the target and take it; what fails is due again later."""
-        began, offered = self._clock(), self._offered
+        began, was_announced = self._clock(), self._was_announced
+        self._was_announced = False
         try:
             result = self._updater.update()
         except QuantFleetError as error:
-            asked = error.retry_after_seconds if isinstance(error, UnreachableError) else 0.0
+            asked = _asked_pause(error)
             wait = self._backoff.next_seconds(asked)
             self._due_at = self._clock() + wait
+            self._rests_until = self._due_at if asked else self._clock()
+            self._space_hints(was_announced)
             self.is_reachable = not isinstance(error, UnreachableError)
             self.last_error = f"{type(error).__name__}: {error}"
             _events.warning("update_failed", error=self.last_error, again_in_seconds=round(wait, 3))
-            if offered is not None and self._slots().wants(offered):
-                self._tell(failed_attempt(error, offered, self._clock() - began))
+            self._tell_failure(error, self._clock() - began)
             return
         except BaseException:
             self._due_at = self._clock() + self._backoff.next_seconds()
             raise
         self._backoff.reset()
+        self._space_hints(was_announced and result.outcome is Outcome.UNCHANGED)
+        if result.outcome is not Outcome.UNCHANGED:
+            self._hints.reset()
         self.last_error, self.is_reachable, self._offered = "", True, None
         usual = self._pace.check_seconds * self._rng.uniform(0.5, 1.5)
         if result.outcome is Outcome.DEFERRED:
             usual = self._pace.defer_seconds
         self._due_at = self._clock() + max(usual, result.retry_after_seconds)
         self._tell(attempt_of(result, self._clock() - began), result.reason)
+
+    def _space_hints(self, led_to_nothing: bool) -> None:
+        """Let the next announcement wait, if the one before led to nothing."""
+        self._asks_hints_at = self._clock() + (self._hints.next_seconds() if led_to_nothing else 0.0)
+
+    def _tell_failure(self, error: QuantFleetError, seconds: float) -> None:
+        """Report an attempt that raised, once for each target and outcome: rule 5."""
+        target = self._updater.taking
+        if target is None and not isinstance(error, UnreachableError | OverloadedError):
+            target = self._offered
+        if target is None or not self._slots().wants(target):
+            return
+        attempt = failed_attempt(error, target, seconds)
+        if self._reported[0] != target:
+            self._reported = target, set()
+        if attempt.outcome not in self._reported[1]:
+            self._reported[1].add(attempt.outcome)
+            self._tell(attempt)
 
     def _slots(self) -> Slots:
         try:
@@ -294,3 +333,8 @@ class UpdateWorker:
         except Exception as error:  # noqa: BLE001  # rule 2
             self.last_error = f"{type(error).__name__}: {error}"
             _events.exception("chore_failed", chore=name)
+
+
+def _asked_pause(error: QuantFleetError) -> float:
+    """Return after how many seconds what failed wants to be tried again; 0 where nobody said."""
+    return error.retry_after_seconds if isinstance(error, UnreachableError | OverloadedError) else 0.0

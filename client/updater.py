@@ -68,7 +68,11 @@ def _ignore(*_: object) -> None:
 
 
 class Updater:
-    """Keeps one device's artifact what it should be; for one thread, beside any number that infer."""
+    """Keeps one device's artifact what it should be; for one thread, beside any number that infer.
+
+    Attributes:
+        taking: The target that the last `update` began to take; None where it did not come so far.
+    """
 
     def __init__(
         self,
@@ -98,6 +102,7 @@ class Updater:
         """
         self._state, self._transport, self._settings = state, transport, settings
         self._is_metered, self._test = is_metered, test
+        self.taking: Target | None = None
         self._serving = Serving(
             state.read_blob,
             settings.threads,
@@ -124,6 +129,7 @@ class Updater:
             ConfigurationError: If the state folder cannot be written.
             UpdateRejectedError: If the artifact is for other devices, or needs more disk than there is.
         """
+        self.taking = None
         slots = self._state.slots()
         if slots.phase is Phase.TESTING:  # what came of a test could not be written down: it is staged anew
             slots = self._state.advance(Event.CANDIDATE_LOST)
@@ -232,6 +238,7 @@ class Updater:
 
     def _take(self, target: Target) -> Result:
         """Fetch a target, and try it; what is on trial is withdrawn by that."""
+        self.taking = target
         withdrawn = self._state.slots()
         if withdrawn.phase is Phase.TRIAL:
             self._end_trial(Event.TRIAL_FAILED)

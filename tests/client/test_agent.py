@@ -1,4 +1,5 @@
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -289,6 +290,44 @@ def test_what_cannot_be_fetched_is_reported_with_the_next_report(agent: Agent, l
     assert version_of(agent) == 1
     link.breaks_after_bytes = None
     eventually(lambda: version_of(agent) == 2)
+
+
+def test_what_fails_over_and_over_is_reported_once(agent: Agent, link: MemoryLink) -> None:
+    link.breaks_after_bytes = link.sent_bytes
+    asked = len(link.checks)
+    link.publish(NEW, 2)
+    eventually(lambda: len(link.checks) > asked + 5)
+    link.breaks_after_bytes = None
+    eventually(lambda: version_of(agent) == 2)
+    eventually(lambda: (2, pb.INSTALL_OUTCOME_ACTIVATED) in outcomes(link))
+    assert outcomes(link).count((2, pb.INSTALL_OUTCOME_FETCH_FAILED)) == 1
+
+
+def test_that_the_server_is_away_is_not_reported(agent: Agent, link: MemoryLink) -> None:
+    link.is_reachable = False
+    link.publish(NEW, 2)
+    eventually(lambda: agent.status().last_error.startswith("UnreachableError"))
+    link.is_reachable = True
+    eventually(lambda: version_of(agent) == 2)
+    eventually(lambda: (2, pb.INSTALL_OUTCOME_ACTIVATED) in outcomes(link))
+    assert (2, pb.INSTALL_OUTCOME_FETCH_FAILED) not in outcomes(link)
+
+
+def test_announcements_that_lead_to_nothing_cause_ever_fewer_questions(
+    tmp_path: Path, link: MemoryLink
+) -> None:
+    link.publish(OLD, 1)
+    pace = UpdatePace(first_backoff_seconds=0.05, longest_backoff_seconds=3600)
+    with running_agent(tmp_path, link, settings={"pace": pace}) as agent:
+        eventually(lambda: version_of(agent) == 1 and bool(link.watches))
+        before = len(link.checks)
+        ends_at = time.monotonic() + 1.5
+        version = 2
+        while time.monotonic() < ends_at:
+            version += 1
+            link.watches[-1].offers.put(Offer(Target(version, NEW.manifest.digest())))
+            time.sleep(0.002)
+        assert 1 <= len(link.checks) - before <= 10
 
 
 def test_an_agent_that_is_closed_asks_nobody_any_more(tmp_path: Path, link: MemoryLink) -> None:
