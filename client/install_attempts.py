@@ -12,7 +12,13 @@ _OUTCOMES = {
     Outcome.REVERTED: pb.INSTALL_OUTCOME_REVERTED,
     Outcome.REFUSED: pb.INSTALL_OUTCOME_SELF_TEST_FAILED,
 }
-_NOT_LOADED = ("cannot load", "killed the process", "was not done after", "does not run on zeros")
+_NOT_LOADED = (
+    "cannot load",
+    "killed the process",
+    "was not done after",
+    "does not run on zeros",
+    "too little memory",
+)
 """How reasons read where a graph did not come as far as giving wrong answers."""
 
 

@@ -22,7 +22,7 @@ from client.partial import PartialBlobs
 from client.runtime import InputHook, RunHook, Runtime
 from client.self_testing import IsolatedTest, run_isolated
 from client.serving import ServeHook, Serving
-from client.slots import Event, Phase, Slots, Target
+from client.slots import MAX_ATTEMPTS, Event, Phase, Slots, Target
 from client.state import StateFolder
 from client.transport import Transport
 from client.trial import TrialRules, Verdict
@@ -33,6 +33,7 @@ from quantization.errors import (
     DigestMismatchError,
     MalformedError,
     NotFoundError,
+    OverloadedError,
     QuantFleetError,
     UnreachableError,
     UpdateRejectedError,
@@ -124,6 +125,8 @@ class Updater:
 
         Raises:
             UnreachableError: If the service cannot be reached; what came is kept.
+            OverloadedError: If there was too little memory for the test, or somebody ended it; the next time it is done
+                again.
             DigestMismatchError: If what came is damaged; it is fetched anew the next time.
             MalformedError: If what came is not what was asked for.
             ConfigurationError: If the state folder cannot be written.
@@ -299,6 +302,11 @@ class Updater:
         except (NotFoundError, DigestMismatchError):
             self._state.advance(Event.CANDIDATE_LOST)
             raise
+        except OverloadedError as error:  # as if this process had ended: it is tried again, so many times
+            after = self._state.write_slots(self._state.slots().after_restart())
+            if after.phase is Phase.STAGED:
+                raise
+            return Result(Outcome.REFUSED, target, f"{error}, {MAX_ATTEMPTS} times in a row", fetched_bytes)
         except (MalformedError, UpdateRejectedError) as error:
             self._state.advance(Event.TEST_FAILED)
             return Result(Outcome.REFUSED, target, str(error), fetched_bytes)

@@ -86,3 +86,38 @@ def test_a_test_that_somebody_ends_says_nothing_of_the_artifact(
     monkeypatch.setattr(self_testing.sys, "executable", interpreter(tmp_path, script))
     with pytest.raises(OverloadedError, match="ended from outside"):
         run_isolated(tmp_path, put(tmp_path / "state"))
+
+
+def test_a_test_that_is_killed_says_nothing_of_the_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})"
+    monkeypatch.setattr(self_testing.sys, "executable", interpreter(tmp_path, script))
+    with pytest.raises(OverloadedError, match="too little memory") as caught:
+        run_isolated(tmp_path, "0" * 64)
+    assert caught.value.retry_after_seconds > 60
+
+
+def test_a_test_without_memory_says_nothing_of_the_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "python"
+    path.write_text(f'#!/bin/sh\nulimit -v 100000; exec {sys.executable} "$@"\n')
+    path.chmod(0o755)
+    digest = put(tmp_path / "state")
+    monkeypatch.setattr(self_testing.sys, "executable", str(path))
+    with pytest.raises(OverloadedError, match="too little memory"):
+        run_isolated(tmp_path / "state", digest)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), UpdateRejectedError("ONNX Runtime cannot load the graph: std::bad_alloc")]
+)
+def test_memory_that_ends_while_an_artifact_loads_is_told_from_a_bad_artifact(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def load(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(self_testing, "load", load)
+    assert self_testing._main(["folder", "0" * 64]) == self_testing._NO_MEMORY

@@ -593,6 +593,50 @@ def test_what_is_damaged_waits_for_another_network_too(tmp_path: Path) -> None:
         assert bench.state.missing_blobs(OLD.manifest) == []
 
 
+def test_a_test_without_memory_is_done_again_so_many_times(tmp_path: Path) -> None:
+    tests = 0
+
+    def test(path: Path, digest: str) -> None:
+        nonlocal tests
+        tests += 1
+        if tests > 1:
+            raise OverloadedError("the self-test was killed, or found too little memory", 600.0)
+        load(path, digest)
+
+    with Bench(tmp_path, test=test) as bench:
+        bench.publish(OLD, 1)
+        bench.updater.update()
+        target = bench.publish(NEW, 2)
+        for _ in range(MAX_ATTEMPTS - 1):
+            with pytest.raises(OverloadedError):
+                bench.updater.update()
+            assert (bench.state.slots().phase, bench.state.slots().candidate) == (Phase.STAGED, target)
+            came = bench.updates.sent_bytes
+        result = bench.updater.update()
+        assert (result.outcome, result.target) == (Outcome.REFUSED, target)
+        assert "too little memory, 3 times in a row" in result.reason
+        assert bench.updates.sent_bytes == came  # nothing is fetched again
+        assert bench.updater.update().outcome is Outcome.UNCHANGED
+        assert (tests, bench.serves()) == (1 + MAX_ATTEMPTS, 0)
+
+
+def test_a_test_that_finds_memory_again_lets_the_artifact_serve(tmp_path: Path) -> None:
+    is_short = True
+
+    def test(path: Path, digest: str) -> None:
+        if is_short:
+            raise OverloadedError("the self-test was killed, or found too little memory", 600.0)
+        load(path, digest)
+
+    with Bench(tmp_path, test=test) as bench:
+        bench.publish(OLD, 1)
+        for _ in range(MAX_ATTEMPTS - 1):
+            with pytest.raises(OverloadedError):
+                bench.updater.update()
+        is_short = False
+        assert bench.updater.update().outcome is Outcome.INSTALLED
+
+
 def test_a_service_that_is_stopped_over_a_test_tries_the_artifact_again(tmp_path: Path) -> None:
     is_stopped = False
 
