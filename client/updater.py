@@ -230,6 +230,8 @@ class Updater:
         if target is None or slots.phase is Phase.TRIAL:
             return
         with contextlib.suppress(UnreachableError, NotFoundError, MalformedError, UpdateRejectedError):
+            if not self._may_fetch_manifest(target):
+                return
             manifest = self._fetched_manifest(target)
             if not self._may_fetch(manifest):
                 return
@@ -245,6 +247,8 @@ class Updater:
         withdrawn = self._state.slots()
         if withdrawn.phase is Phase.TRIAL:
             self._end_trial(Event.TRIAL_FAILED)
+        if not self._may_fetch_manifest(target):
+            return Result(Outcome.DEFERRED, target, "nothing is fetched over a metered network")
         manifest = self._fetched_manifest(target)
         if manifest.device_class != self._settings.device_class:
             raise UpdateRejectedError(
@@ -284,6 +288,11 @@ class Updater:
         """Return whether what is missing of an artifact may be fetched over the network as it is now."""
         size = self._size_bytes(manifest)
         return not size or self._settings.limits.may_fetch(size, is_metered=self._is_metered())
+
+    def _may_fetch_manifest(self, target: Target) -> bool:
+        """Return whether a target's manifest is held, or may be fetched; it takes a few KB, and says the rest."""
+        is_held = self._state.has_blob(target.manifest_digest)
+        return is_held or self._settings.limits.may_fetch(1, is_metered=self._is_metered())
 
     def _held_manifest(self, target: Target | None) -> Manifest:
         manifest = self._state.read_manifest(target) if target is not None else None

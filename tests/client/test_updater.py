@@ -252,6 +252,25 @@ def test_a_large_update_waits_for_another_network(tmp_path: Path) -> None:
         assert bench.updater.update().outcome is Outcome.INSTALLED
 
 
+def test_over_a_metered_network_nothing_at_all_is_fetched_if_that_is_the_limit(tmp_path: Path) -> None:
+    is_metered = True
+    limits = Limits(free_bytes=0, metered_bytes=0)
+    with Bench(tmp_path, settings={"limits": limits}, is_metered=lambda: is_metered) as bench:
+        bench.publish(OLD, 1)
+        result = bench.updater.update()
+        assert (result.outcome, result.reason) == (
+            Outcome.DEFERRED,
+            "nothing is fetched over a metered network",
+        )
+        assert bench.updates.sent_bytes == 0
+        is_metered = False
+        assert bench.updater.update().outcome is Outcome.INSTALLED
+        bench.state.blobs.remove(OLD.manifest.digest())
+        is_metered, before = True, bench.updates.sent_bytes
+        bench.updater.update()  # does not repair it either
+        assert bench.updates.sent_bytes == before
+
+
 def test_an_update_that_does_not_fit_is_refused_and_what_serves_stays(tmp_path: Path) -> None:
     limit = sum(map(len, OLD.blobs.values())) + 800
     with Bench(tmp_path, settings={"limits": Limits(disk_bytes=limit, free_bytes=0)}) as bench:
