@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -24,8 +24,6 @@ MAX_WANTED = 1024
 _PROGRESS_BYTES = 4 << 10
 _OFFSET_TAG, _DATA_TAG = b"\x10", b"\x1a"  # of fields 2 and 3 of `BlobChunk`
 _KNOWN = frozenset(int(encoding) for encoding in Encoding)
-
-_Data = TypeVar("_Data", bytes, memoryview)
 
 CheckSize = Callable[[str, int], None]
 """From the name of a blob and the size of what is offered for it; raises where that is too large."""
@@ -113,7 +111,7 @@ def blob_pieces(call: Any, stall_seconds: float, check_size: CheckSize | None) -
 
 
 def _plain_piece(message: bytes) -> Piece | None:
-    """Return a chunk as nearly all are: its offset, then its data and nothing behind; None for any other.
+    """Return a chunk as nearly all are: its offset, then as much data as it may hold, and no more; None for others.
 
     protobuf copies the data, twice; here nothing does.
     """
@@ -123,9 +121,9 @@ def _plain_piece(message: bytes) -> Piece | None:
     if message[place : place + 1] != _DATA_TAG:
         return None
     size, place = _varint(message, place + 1)
-    if place + size != len(message):
+    if place + size != len(message) or size > CHUNK_BYTES:
         return None
-    return Piece(None, offset, _bounded(memoryview(message)[place:]))
+    return Piece(None, offset, memoryview(message)[place:])
 
 
 def _varint(message: bytes, place: int) -> tuple[int, int]:
@@ -145,15 +143,10 @@ def _parsed_piece(message: bytes) -> Piece:
         chunk = pb.BlobChunk.FromString(message)
     except DecodeError as error:
         raise MalformedError(f"an answer is not a BlobChunk: {error}") from error
+    if len(chunk.data) > CHUNK_BYTES:
+        raise MalformedError(f"a chunk of {len(chunk.data)} bytes; at most {CHUNK_BYTES} are read")
     payload = _payload(chunk.payload) if chunk.HasField("payload") else None
-    return Piece(payload, chunk.offset_bytes, _bounded(chunk.data))
-
-
-def _bounded(data: _Data) -> _Data:
-    """Return data that a chunk may hold."""
-    if len(data) > CHUNK_BYTES:
-        raise MalformedError(f"a chunk of {len(data)} bytes; at most {CHUNK_BYTES} are read")
-    return data
+    return Piece(payload, chunk.offset_bytes, chunk.data)
 
 
 def _payload(head: pb.BlobPayload) -> Payload:
