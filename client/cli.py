@@ -23,12 +23,23 @@ from quantization.printable import printable
 _BAD_INPUT = (ConfigurationError, MalformedError)
 _EXIT_FAILED, _EXIT_BAD_INPUT, _EXIT_INTERRUPTED = 1, 2, 130
 
-State = Annotated[Path, typer.Option("--state", metavar="DIR", help="The device's state folder.")]
+
+def _expanded(path: Path | None) -> Path | None:
+    """Return a path without `~`, which a shell leaves in `--state=~/device`; None as it is."""
+    return None if path is None else path.expanduser()
+
+
+State = Annotated[
+    Path, typer.Option("--state", metavar="DIR", callback=_expanded, help="The device's state folder.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Socket = Annotated[
     Path | None,
     typer.Option(
-        "--socket", metavar="PATH", help="The agent's socket. (default: inference.sock in the state folder)"
+        "--socket",
+        metavar="PATH",
+        callback=_expanded,
+        help="The agent's socket. (default: inference.sock in the state folder)",
     ),
 ]
 
@@ -104,7 +115,10 @@ def run(
     state: State,
     *,
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE.toml", help="Settings; see docs/device.md.")
+        Path | None,
+        typer.Option(
+            "--config", metavar="FILE.toml", callback=_expanded, help="Settings; see docs/device.md."
+        ),
     ] = None,
     device_class: Annotated[
         str | None,

@@ -12,6 +12,7 @@ import typer
 
 from quantization.printable import printable
 from server.cli_errors import exit_codes
+from server.cli_options import expanded
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +26,11 @@ _PIPE_WIDTH = 140  # columns where stdout is no terminal
 Server = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="Where the server is.")]
 Operator = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Your key and certificate. (default: pki/operators/admin in --home)"),
+    typer.Option(
+        metavar="DIR",
+        callback=expanded,
+        help="Your key and certificate. (default: pki/operators/admin in --home)",
+    ),
 ]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Without certificates, on this machine only.")]
 Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why; it is kept with the change.")]

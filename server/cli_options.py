@@ -9,9 +9,9 @@ import typer
 from server.default_home import DEFAULT_HOME
 
 
-def _expanded(path: Path) -> Path:
-    """Return a path without `~`, which a shell leaves in `--home=~/fleet`."""
-    return path.expanduser()
+def expanded(path: Path | None) -> Path | None:
+    """Return a path without `~`, which a shell leaves in `--home=~/fleet`; None as it is."""
+    return None if path is None else path.expanduser()
 
 
 Home = Annotated[
@@ -19,7 +19,7 @@ Home = Annotated[
     typer.Option(
         "--home",
         metavar="DIR",
-        callback=_expanded,
+        callback=expanded,
         show_default=False,
         help=f"The server's folder. (default: {DEFAULT_HOME})",
     ),
@@ -31,6 +31,7 @@ Offline = Annotated[
     typer.Option(
         "--offline",
         metavar="DIR",
+        callback=expanded,
         help="Folder with the keys of root and targets. (default: HOME/keys/offline)",
     ),
 ]

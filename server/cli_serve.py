@@ -14,7 +14,7 @@ import typer
 
 from server.cli_common import Insecure, print_json, stdout_console, table_of
 from server.cli_errors import exit_codes
-from server.cli_options import AsJson, DefaultHome, Home, RegistryUrl
+from server.cli_options import AsJson, DefaultHome, Home, RegistryUrl, expanded
 
 if TYPE_CHECKING:
     from server.lab_models import PreparedClass
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 Config = Annotated[
     Path | None,
-    typer.Option(metavar="FILE.toml", help="Settings. (default: server.toml in --home, if it is there)"),
+    typer.Option(
+        metavar="FILE.toml",
+        callback=expanded,
+        help="Settings. (default: server.toml in --home, if it is there)",
+    ),
 ]
 BlobFolder = Annotated[
     str | None,
@@ -92,10 +96,16 @@ async def _serve(settings: "ServeSettings") -> None:
 
 def prepare(
     *,
-    model: Annotated[Path, typer.Option(metavar="FILE.onnx", help="Float32 model with a dynamic batch.")],
+    model: Annotated[
+        Path, typer.Option(metavar="FILE.onnx", callback=expanded, help="Float32 model with a dynamic batch.")
+    ],
     data: Annotated[
         Path,
-        typer.Option(metavar="FILE.npz", help="Inputs of the lab: array x, rows as the model takes them."),
+        typer.Option(
+            metavar="FILE.npz",
+            callback=expanded,
+            help="Inputs of the lab: array x, rows as the model takes them.",
+        ),
     ],
     device_class: Annotated[
         list[str], typer.Option(metavar="C", help="Kind of hardware; repeat for several.")

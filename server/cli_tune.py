@@ -17,7 +17,16 @@ import typer
 
 from quantization.errors import QuantFleetError, RoundFailedError
 from server.cli_errors import exit_codes
-from server.cli_options import AsJson, DefaultHome, Home, Offline, Passphrase, RegistryUrl, local_actor
+from server.cli_options import (
+    AsJson,
+    DefaultHome,
+    Home,
+    Offline,
+    Passphrase,
+    RegistryUrl,
+    expanded,
+    local_actor,
+)
 
 if TYPE_CHECKING:
     from server.tuner_settings import TunerSettings
@@ -39,10 +48,16 @@ def tune(
         str, typer.Option(metavar="HOST:PORT", help="The SuperLink, by its address.")
     ] = "",
     superlink_certificates: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="CA of the SuperLink's certificate, with its address.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", callback=expanded, help="CA of the SuperLink's certificate, with its address."
+        ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Settings. (default: HOME/tuner.toml, if it is there)")
+        Path | None,
+        typer.Option(
+            metavar="FILE", callback=expanded, help="Settings. (default: HOME/tuner.toml, if it is there)"
+        ),
     ] = None,
     model: Annotated[
         str, typer.Option(metavar="NAME", help="The model to look after. (default: the only one there is)")
@@ -75,7 +90,6 @@ def tune(
     from server.tuning_places import Places, opened_facts
 
     with exit_codes():
-        home = home.expanduser()
         server = ServeSettings.read(
             home, None, is_insecure=insecure, registry_url=registry_url, blob_folder=blob_folder
         )

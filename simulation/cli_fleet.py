@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quantization.printable import printable
+from server.cli_options import expanded
 from simulation.cli_errors import exit_codes, fail
 from simulation.cli_options import AsJson, Verbose
 
@@ -42,9 +43,14 @@ def fleet(
     keep: Annotated[bool, typer.Option("--keep", help="Leave it running until Ctrl-C.")] = False,
     seed: Annotated[int, typer.Option(help="Of data and model.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write a page, the result as JSON, and all logs there.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", callback=expanded, help="Write a page, the result as JSON, and all logs there."
+        ),
     ] = None,
-    cache_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep trained models there.")] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", callback=expanded, help="Keep trained models there.")
+    ] = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from server.cli_options import expanded
 from simulation.scenario import Scenario, read_scenario
 
 ReadScenario = Callable[..., Scenario]
@@ -45,16 +46,19 @@ FloatLayer = Annotated[
 def _read_fleet(
     *,
     scenario: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="Read settings; options win over it.")
+        Path | None,
+        typer.Option(metavar="FILE.toml", callback=expanded, help="Read settings; options win over it."),
     ] = None,
     task: Annotated[
         str | None, typer.Option(help="Built-in task: `quantfleet-sim tasks`. (default: digits)")
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(metavar="FILE.onnx", help="Your own float model, with --data.")
+        Path | None,
+        typer.Option(metavar="FILE.onnx", callback=expanded, help="Your own float model, with --data."),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(metavar="FILE.npz", help="Its data: x, and y, device, split if any.")
+        Path | None,
+        typer.Option(metavar="FILE.npz", callback=expanded, help="Its data: x, and y, device, split if any."),
     ] = None,
     devices: Annotated[int | None, typer.Option(help="Size of the fleet. (default: 50)")] = None,
     drift: Annotated[
@@ -104,9 +108,14 @@ def _read_fleet(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write pictures, a page and the result as JSON there.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", callback=expanded, help="Write pictures, a page and the result as JSON there."
+        ),
     ] = None,
-    cache_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep trained models there.")] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", callback=expanded, help="Keep trained models there.")
+    ] = None,
 ) -> ReadScenario:
     """Return the function that reads the scenario, with what a command adds."""
     return functools.partial(

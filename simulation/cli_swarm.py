@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from server.cli_options import expanded
 from simulation.cli_errors import exit_codes, fail
 from simulation.cli_options import AsJson, Verbose
 
@@ -31,7 +32,9 @@ def swarm(
     seconds: Annotated[float, typer.Option(metavar="S", help="Longest that one version may take.")] = 300.0,
     processes: Annotated[int, typer.Option(metavar="P", help="Processes that the devices live in.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the model, waits and faults.")] = 0,
-    cache_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep trained models there.")] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", callback=expanded, help="Keep trained models there.")
+    ] = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:

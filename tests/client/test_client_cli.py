@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from agents import INPUTS, NEW, OLD, running_agent, version_of
 from artifacts import example
+from cli_paths import unexpanded_paths
 from live_updates import LiveUpdates
 from memory_link import MemoryLink
 from typer.testing import CliRunner, Result
@@ -257,3 +258,7 @@ def test_a_second_agent_on_the_folder_ends_with_an_error(short: Path) -> None:
         assert "in use by another process" in refused.stderr
         with RemoteModel(ready["socket"]) as model:
             assert model.infer(INPUTS).version == 1
+
+
+def test_every_path_may_begin_at_home() -> None:
+    assert unexpanded_paths(app) == []

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cli_paths import unexpanded_paths
 from click.testing import Result
 from shop import CLASS, Shop, make_shop, served
 from typer.testing import CliRunner
@@ -238,3 +239,7 @@ def test_every_command_has_a_help_that_names_its_options() -> None:
         assert shown.exit_code == 0
         assert all(option in shown.stdout for option in ("--server", "--operator", "--insecure", "--json"))
     assert "quantfleet-server" in CliRunner().invoke(app, ["--version"]).stdout
+
+
+def test_every_path_may_begin_at_home() -> None:
+    assert unexpanded_paths(app) == []

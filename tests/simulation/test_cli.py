@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from cli_paths import unexpanded_paths
 from precision_examples import precision_record, study_result
 from typer.testing import CliRunner, Result
 
@@ -518,3 +519,7 @@ def test_interrupted_run_leaves_no_traceback(tmp_path: Path) -> None:
     assert out == ""
     assert err.splitlines()[-1] == "interrupted"
     assert "Traceback" not in err
+
+
+def test_every_path_may_begin_at_home() -> None:
+    assert unexpanded_paths(app) == []
