@@ -38,13 +38,13 @@ class ReportSettings:
     Attributes:
         interval_seconds: Between reports; each is drawn from half to one and a half of it.
         longest_backoff_seconds: Between attempts while the server is away.
-        spool_bytes: Most that reports which wait may take on the disk; the oldest go first.
+        spool_bytes: Most that reports which wait may take on the disk, in whole blocks; the oldest go first.
         spool_reports: Most reports that wait.
     """
 
     interval_seconds: float = 60.0
     longest_backoff_seconds: float = 600.0
-    spool_bytes: int = 4 << 20
+    spool_bytes: int = 16 << 20
     spool_reports: int = 10_000
 
     def __post_init__(self) -> None:

@@ -12,9 +12,11 @@
 4. Where it is damaged what was used, the server is asked again: numbers go on above what it knows. Telemetry is never
    why a device does not serve.
 5. The spool is bounded: where a new report does not fit, the oldest ones go once it is written. They leave a gap in
-   the numbers, and are counted.
+   the numbers, and are counted. What counts is what files take on the disk: whole blocks, 4 KiB as a rule, of which a
+   report fills a tenth.
 """
 
+import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
@@ -50,12 +52,12 @@ class Spool:
         dropped: Reports that were removed unsent since the spool was opened: for want of space, or damaged.
     """
 
-    def __init__(self, state: StateFolder, *, max_bytes: int = 4 << 20, max_reports: int = 10_000) -> None:
+    def __init__(self, state: StateFolder, *, max_bytes: int = 16 << 20, max_reports: int = 10_000) -> None:
         """Open the spool, and find out where it stood.
 
         Args:
             state: Of which this process is the owner.
-            max_bytes: Most that reports may take.
+            max_bytes: Most that reports may take on the disk; the newest stays, whatever it takes.
             max_reports: Most reports that wait.
 
         Raises:
@@ -67,8 +69,9 @@ class Spool:
         self._disk = state.disk
         self._path = state.path / "spool"
         self._max_bytes, self._max_reports = max_bytes, max_reports
+        self._block_bytes = max(os.statvfs(state.path).f_frsize, 1)
         names = sorted(path.name for path in self._path.glob("*") if _NAME.fullmatch(path.name))
-        self._sizes = {int(name): (self._path / name).stat().st_size for name in names}
+        self._sizes = {int(name): self._on_disk((self._path / name).stat().st_size) for name in names}
         used = self._read_used()
         self._used, self._is_sure = used or 0, used is not None or bool(self._sizes)
         self._next = max([self._used, *self._sizes]) + 1
@@ -97,7 +100,7 @@ class Spool:
         if size > self._max_bytes or sequence > _MAX_SEQUENCE:
             raise ConfigurationError(f"a report of {size} bytes; the spool keeps {self._max_bytes}")
         self._write(self._file(sequence), _with_crc(data))
-        self._sizes[sequence] = size
+        self._sizes[sequence] = self._on_disk(size)
         self._next = sequence + 1
         self._drop_oldest()
         return sequence
@@ -153,6 +156,10 @@ class Spool:
             self._forget(report.sequence for report in waiting if report.sequence in self._sizes)
         self._write(self._path / "begun", b"")
         self._is_sure = True
+
+    def _on_disk(self, size_bytes: int) -> int:
+        """Return what a file of this size takes: whole blocks of its file system."""
+        return -(-size_bytes // self._block_bytes) * self._block_bytes
 
     def _drop_oldest(self) -> None:
         """Drop reports, oldest first, until the others are within the bounds; the newest stays."""

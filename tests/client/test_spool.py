@@ -1,3 +1,4 @@
+import os
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,11 @@ from dying_disk import DyingDisk, deaths
 from client.spool import Spool
 from client.state import StateFolder
 from quantization.errors import ConfigurationError, MalformedError
+
+
+def block_bytes(folder: Path) -> int:
+    """Return what the smallest file takes."""
+    return os.statvfs(folder).f_frsize
 
 
 def waiting(spool: Spool) -> dict[int, bytes]:
@@ -22,7 +28,7 @@ def test_reports_wait_over_a_restart_until_the_server_has_them(tmp_path: Path) -
         assert waiting(spool) == {1: b"one", 2: b"", 3: b"three"}
         spool.mark_sent(2)
         assert waiting(spool) == {3: b"three"}
-        assert (len(spool), spool.size_bytes) == (1, 9)
+        assert (len(spool), spool.size_bytes) == (1, block_bytes(tmp_path))
 
 
 def test_numbers_are_never_used_twice(tmp_path: Path) -> None:
@@ -50,17 +56,30 @@ def test_a_report_that_is_damaged_is_dropped_and_its_number_stays_used(tmp_path:
         assert Spool(state).append(b"four") == 4
 
 
-@pytest.mark.parametrize("bounds", [{"max_reports": 3}, {"max_bytes": 3 * 14}])
-def test_where_a_report_does_not_fit_the_oldest_go(tmp_path: Path, bounds: dict[str, int]) -> None:
+@pytest.mark.parametrize("bound", ["reports", "blocks"])
+def test_where_a_report_does_not_fit_the_oldest_go(tmp_path: Path, bound: str) -> None:
+    block = block_bytes(tmp_path)
     with StateFolder(tmp_path) as state:
-        spool = Spool(state, **bounds)
+        spool = Spool(state, max_reports=3) if bound == "reports" else Spool(state, max_bytes=3 * block + 1)
         for number in range(1, 8):
             spool.append(b"%010d" % number)
         assert list(waiting(spool)) == [5, 6, 7]
-        assert (spool.dropped, spool.size_bytes) == (4, 42)
+        assert (spool.dropped, spool.size_bytes) == (4, 3 * block)
         with pytest.raises(ConfigurationError, match="a report of"):
             Spool(state, max_bytes=13).append(b"%010d" % 8)
         assert list(waiting(spool)) == [5, 6, 7]
+
+
+def test_what_reports_take_is_what_they_take_on_the_disk(tmp_path: Path) -> None:
+    with StateFolder(tmp_path) as state:
+        spool = Spool(state)
+        for size in (1, block_bytes(tmp_path), 3 * block_bytes(tmp_path)):
+            spool.append(b"x" * size)
+        files = [path for path in (tmp_path / "spool").iterdir() if path.name.isdigit()]
+        assert spool.size_bytes == (1 + 2 + 4) * block_bytes(tmp_path)
+        assert spool.size_bytes >= sum(512 * path.stat().st_blocks for path in files)
+    with StateFolder(tmp_path) as state:
+        assert Spool(state).size_bytes == 7 * block_bytes(tmp_path)
 
 
 def test_numbers_that_were_never_used_cannot_have_been_sent(tmp_path: Path) -> None:
