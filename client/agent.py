@@ -246,7 +246,7 @@ class Agent:
         if self._link is not None and not self._model_digest():
             raise ConfigurationError(
                 "this device has no model, so it must be told which one to ask for; give --model-digest, or "
-                "`model_digest` in the table [device]"
+                "set `model_digest` in the table [device] of its settings, client.toml in the state folder or --config"
             )
 
     def _on_attempt(self, attempt: InstallAttempt) -> None:

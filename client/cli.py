@@ -117,7 +117,10 @@ def run(
     config: Annotated[
         Path | None,
         typer.Option(
-            "--config", metavar="FILE.toml", callback=_expanded, help="Settings; see docs/device.md."
+            "--config",
+            metavar="FILE.toml",
+            callback=_expanded,
+            help="Settings; see docs/device.md. (default: client.toml in the state folder, if it is there)",
         ),
     ] = None,
     device_class: Annotated[

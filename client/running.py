@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _events = event_log("run")
 
+CONFIG = "client.toml"
+"""Settings in the state folder, for whoever names no other file."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
@@ -64,9 +67,10 @@ class RunOptions:
             ConfigurationError: If they cannot be used.
         """
         own = {"device_class": self.device_class, "model_digest": self.model_digest, "threads": self.threads}
-        if self.config is None:
-            return DeviceSettings.from_tables({}, "options", **own)
-        return DeviceSettings.from_toml(self.config, **own)
+        path = self.config or self.state / CONFIG
+        if self.config is None and not path.exists():
+            return DeviceSettings.from_tables({}, f"{path} (which is not there)", **own)
+        return DeviceSettings.from_toml(path, **own)
 
 
 def run_agent(options: RunOptions, say: Callable[[str], object]) -> None:

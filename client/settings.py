@@ -168,7 +168,7 @@ class DeviceSettings:
         )
         if "device_class" not in own:
             raise ConfigurationError(
-                f"{name}: the device's class is missing; give --device-class, or `class` in the table [device]"
+                f"{name}: the device's class is missing; give --device-class, or set `class` in the table [device]"
             )
         parts = {
             kind: _part(kinds[kind], _table(tables, kind, name), f"{name} [{kind}]")

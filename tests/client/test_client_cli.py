@@ -260,5 +260,21 @@ def test_a_second_agent_on_the_folder_ends_with_an_error(short: Path) -> None:
             assert model.infer(INPUTS).version == 1
 
 
+def test_settings_lie_in_the_state_folder_if_no_other_file_is_named(short: Path) -> None:
+    state = installed(short / "state")
+    path = Path(state) / "client.toml"
+    refused = call("run", "--state", state)
+    assert f"{path} (which is not there): the device's class is missing" in " ".join(refused.stderr.split())
+    path.write_text("[device]\nthreads = 1\n")
+    refused = call("run", "--state", state)
+    assert f"{path}: the device's class is missing; give --device-class, or set `class`" in " ".join(
+        refused.stderr.split()
+    )
+    path.write_text('[device]\nclass = "a"\n')
+    refused = call("run", "--state", state, "--insecure", "--device", "x", "--address", "127.0.0.1:1")
+    assert refused.exit_code == 2
+    assert "set `model_digest` in the table [device]" in " ".join(refused.stderr.split())
+
+
 def test_every_path_may_begin_at_home() -> None:
     assert unexpanded_paths(app) == []

@@ -1,5 +1,6 @@
 """Settings files in deploy/ are ones that the commands read."""
 
+import re
 from pathlib import Path
 
 import yaml
@@ -28,3 +29,16 @@ def test_an_agent_reads_its_settings() -> None:
     settings = DeviceSettings.from_toml(DEPLOY / "client.toml")
     assert settings.device_class == "arm"
     assert settings.limits.disk_bytes == 256 << 20
+
+
+def test_an_agent_reads_the_keys_that_its_settings_only_show(tmp_path: Path) -> None:
+    text = (DEPLOY / "client.toml").read_text()
+    for shown in ("model_digest", "metered_bytes", "[network]", "metered"):
+        assert f"# {shown}" in text
+    path = tmp_path / "client.toml"
+    path.write_text(
+        re.sub(r"^# (model_digest|metered\w*|\[network\])(?= =|$)", r"\1", text, flags=re.MULTILINE)
+    )
+    settings = DeviceSettings.from_toml(path)
+    assert settings.model_digest == "0" * 64
+    assert settings.network.metered

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from deployed_commands import UNITS, unit_sections
+from deployed_commands import ROOT, UNITS, unit_sections
 
 from client.credentials import FOLDER
 from client.supernode_key import PRIVATE_KEY
@@ -78,6 +78,16 @@ def test_systemd_finds_the_unit_locked_down(path: Path) -> None:
     found = re.search(r"Overall exposure level for \S+: ([\d.]+)", result.stdout)
     assert found, result.stderr
     assert float(found[1]) <= MOST_EXPOSED
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
+def test_what_a_unit_names_as_its_documentation_is_installed(path: Path) -> None:
+    name = path.stem.removeprefix("quantfleet-")
+    named = Path(dict(unit_sections(path)["Unit"])["Documentation"].removeprefix("file:"))
+    assert (ROOT / "docs" / named.name).is_file()
+    guide = (ROOT / "docs" / "deploy.md").read_text()
+    [commands] = [block for block in guide.split("```") if re.search(rf"deploy/systemd/.*{name}", block)]
+    assert f"-t {named.parent} docs/*.md" in commands
 
 
 def test_the_supernode_has_the_key_that_enrolment_writes_for_it() -> None:
