@@ -4,6 +4,8 @@
 2. While a guest uses the folder nothing is removed: it may have just stored what it is about to read.
 3. Where an update does not fit beside them, what is there to go back to goes first; if it still does not fit, the
    update is refused and nothing else is removed.
+4. A bundle lies beside all that it holds until that is stored. Where there is no room for both, what came of it is
+   removed, and the update comes blob by blob.
 """
 
 import shutil
@@ -11,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from client.partial import PartialBlobs
 from client.slots import NEXT_PHASE, Event
 from client.state import StateFolder
 from quantization.artifact import Manifest
@@ -22,6 +25,9 @@ from quantization.errors import (
     NotFoundError,
     UpdateRejectedError,
 )
+
+PARTIAL = "partial"
+"""Folder of what came so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,7 @@ def collect(state: StateFolder, keep: Iterable[Manifest] = ()) -> int:
 
 def used_bytes(state: StateFolder) -> int:
     """Return what the blobs, whole and in part, take on the disk; files may come and go meanwhile."""
-    folders = (state.blobs.path, state.path / "partial")
+    folders = (state.blobs.path, state.path / PARTIAL)
     files = (path for folder in folders if folder.is_dir() for path in folder.iterdir())
     return sum(_size_bytes(path) for path in files)
 
@@ -94,19 +100,31 @@ def _size_bytes(path: Path) -> int:
         return 0
 
 
-def make_room(state: StateFolder, manifest: Manifest, limits: Limits) -> None:
-    """Remove what must go so that an artifact fits beside the one that serves.
+def make_room(state: StateFolder, manifest: Manifest, limits: Limits) -> bool:
+    """Remove what must go so that an artifact fits beside the one that serves; return whether a bundle of it fits too.
+
+    A bundle takes as much as its blobs, at most. What came of a blob, or of the bundle, is there already.
 
     Args:
         state: Of which this process is the owner.
-        manifest: Of the artifact that is to be fetched.
+        manifest: Of the artifact that is to be fetched, and is held.
         limits: What it may cost.
 
     Raises:
         UpdateRejectedError: If it does not fit; what serves is as it was.
     """
-    missing = (ref for digest, ref in manifest.blobs.items() if not state.has_blob(digest))
-    needed = sum(ref.stored_size_bytes + HEADER_BYTES for ref in missing)
+    missing = {digest: ref for digest, ref in manifest.blobs.items() if not state.has_blob(digest)}
+    sizes = {digest: ref.stored_size_bytes + HEADER_BYTES for digest, ref in missing.items()}
+    needed = sum(max(0, size - _came_bytes(state, digest)) for digest, size in sizes.items())
+    of_bundle = max(0, sum(sizes.values()) - _came_bytes(state, manifest.digest()))
+    if _excess(state, needed + of_bundle, limits) <= 0:
+        return True
+    PartialBlobs(state.path / PARTIAL, state.disk).remove(manifest.digest())
+    _make_room(state, manifest, needed, limits)
+    return False
+
+
+def _make_room(state: StateFolder, manifest: Manifest, needed: int, limits: Limits) -> None:
     if _excess(state, needed, limits) <= 0:
         return
     collect(state, [manifest])
@@ -120,6 +138,11 @@ def make_room(state: StateFolder, manifest: Manifest, limits: Limits) -> None:
         raise UpdateRejectedError(
             f"the update needs {needed} bytes, {excess} more than this device can give; allow more or free some space"
         )
+
+
+def _came_bytes(state: StateFolder, digest: str) -> int:
+    """Return what came so far of a blob."""
+    return _size_bytes(state.path / PARTIAL / digest)
 
 
 def _excess(state: StateFolder, needed: int, limits: Limits) -> int:

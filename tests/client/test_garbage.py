@@ -96,6 +96,32 @@ NEEDED = sum(
 )
 
 
+def came(state: StateFolder, digest: str, size_bytes: int) -> Path:
+    """Let so many bytes of a blob have come."""
+    path = state.path / "partial" / digest
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"x" * size_bytes)
+    return path
+
+
+def test_a_bundle_needs_room_beside_what_it_holds(state: StateFolder) -> None:
+    assert make_room(state, NEXT.manifest, room(state, 2 * NEEDED))
+    limits = room(state, 2 * NEEDED)
+    path = came(state, NEXT.manifest.digest(), 100)
+    assert make_room(state, NEXT.manifest, limits)  # what came of it is counted once
+    assert not make_room(state, NEXT.manifest, room(state, 2 * NEEDED - 101))
+    assert not path.exists()  # blob by blob there is room, also for what there is to go back to
+    assert state.slots().fallback == target(OLDEST)
+
+
+def test_what_came_of_a_blob_is_counted_once(state: StateFolder) -> None:
+    limits = room(state, NEEDED)
+    digest = next(digest for digest in NEXT.manifest.blobs if not state.has_blob(digest))
+    came(state, digest, 50)
+    make_room(state, NEXT.manifest, limits)
+    assert state.slots().fallback == target(OLDEST)
+
+
 def test_an_update_that_fits_removes_nothing(state: StateFolder) -> None:
     fill_size = len(state.digests())
     make_room(state, NEXT.manifest, room(state, NEEDED))

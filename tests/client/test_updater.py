@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,22 @@ from dying_disk import Death, DyingDisk, deaths
 from memory_updates import MemoryUpdates
 
 from client.disk import Disk
-from client.garbage import Limits
+from client.garbage import Limits, used_bytes
 from client.runtime import Runtime
 from client.self_testing import load
 from client.slots import MAX_ATTEMPTS, Phase, Slots, Target
 from client.state import StateFolder
+from client.transport import Piece, Want
 from client.trial import TrialRules
 from client.update_result import Outcome
 from client.updater import Updater, UpdateSettings
 from quantization.affine import params_from_range
 from quantization.artifact import Artifact, BlobRef
-from quantization.blob import content_digest, encode_blob
+from quantization.blob import HEADER_BYTES, content_digest, encode_blob
 from quantization.errors import (
     ConfigurationError,
     IllegalTransitionError,
+    NotFoundError,
     OverloadedError,
     UnreachableError,
     UpdateRejectedError,
@@ -269,6 +271,43 @@ def test_over_a_metered_network_nothing_at_all_is_fetched_if_that_is_the_limit(t
         is_metered, before = True, bench.updates.sent_bytes
         bench.updater.update()  # does not repair it either
         assert bench.updates.sent_bytes == before
+
+
+class Bundles(MemoryUpdates):
+    """A service that is asked for bundles, and has none."""
+
+    brings_bundles = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def fetch(self, wants: Sequence[Want], held: Collection[str], *_: Any) -> Iterator[Piece]:
+        if wants[0].base_manifest:
+            self.asked += 1
+            raise NotFoundError("no bundle")
+        yield from super().fetch(wants, held)
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_a_bundle_is_asked_for_only_where_there_is_room_for_it(tmp_path: Path, has_room: bool) -> None:
+    updates, coarse = Bundles(), EXAMPLE.artifact(1, bits=4, is_observed=False)
+    with Bench(tmp_path, updates=updates) as bench:
+        bench.publish(OLD, 1)
+        bench.updater.update()
+    needed = sum(
+        ref.stored_size_bytes + HEADER_BYTES
+        for digest, ref in coarse.manifest.blobs.items()
+        if digest not in OLD.manifest.blobs
+    )
+    manifest_bytes = len(encode_blob(coarse.manifest.to_bytes()))
+    with StateFolder(tmp_path) as state:
+        limit = used_bytes(state) + manifest_bytes + (2 if has_room else 1) * needed
+    limits = Limits(disk_bytes=limit, free_bytes=0)
+    with Bench(tmp_path, updates=updates, settings={"limits": limits}) as bench:
+        bench.publish(coarse, 2)
+        assert bench.updater.update().outcome is Outcome.ON_TRIAL
+    assert updates.asked == has_room
 
 
 def test_an_update_that_does_not_fit_is_refused_and_what_serves_stays(tmp_path: Path) -> None:
