@@ -1,6 +1,6 @@
 """Lets devices know of a new version when the differences to it are made.
 
-A bundle takes about 3 s for each MiB that differs; a device waits for 20 s and then fetches everything. The first
+A bundle takes up to 3 s for each MiB that differs; a device waits for 20 s and then fetches everything. The first
 devices of a rollout are told of it at once, so they would never get what was made for them.
 
 The rules:

@@ -10,13 +10,16 @@ from uuid import uuid4
 import artifacts
 import fleet_registry
 import pytest
+from shop import CLASS, make_shop, served
 from sqlalchemy import Engine
 from typer.testing import CliRunner
+from waiting import eventually
 
 from quantization.blob import content_digest, encode_blob
 from quantization.errors import ConfigurationError, IllegalTransitionError, NotFoundError
 from server.blob_garbage import Collected, GarbageRules, collect_garbage
 from server.blob_store import BlobStore
+from server.candidate import load_manifest
 from server.cli import app
 from server.database import connect, migrate
 from server.folded import write
@@ -184,6 +187,20 @@ def test_a_store_in_memory_is_collected_too(engine: Engine, blobs: BlobStore) ->
         BlobStore(url).put(digest, blobs.get(digest))
     assert collect_garbage(engine, url, now_seconds=NOW, rules=GarbageRules()).removed == 1
     assert BlobStore(url).digests() == blobs.digests()
+
+
+def test_a_server_collects_once_in_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.serve._DAY_SECONDS", 0.05)
+    shop = make_shop(tmp_path, garbage_days=1.0)  # type: ignore[arg-type]
+    blobs = shop.stores.blobs
+    shop.stores.rollouts.publish(shop.model_digest, CLASS, shop.manifests[0], reason="first", actor="ana")
+    stray = write(blobs, b"stray")
+    path = tmp_path / "blobs" / stray[:2] / stray
+    os.utime(path, (1_000_000, 1_000_000))
+    with served(shop.settings):
+        eventually(lambda: not path.exists())
+    shop.stores.engine.dispose()
+    assert all(blobs.has(digest) for digest in load_manifest(blobs, shop.manifests[0]).blobs)
 
 
 def test_the_command_says_what_it_removed(engine: Engine, blobs: BlobStore, tmp_path: Path) -> None:

@@ -4,16 +4,21 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
-from shop import CLASS, Shop, make_shop
+from shop import CLASS, Shop, make_shop, served
 from waiting import eventually
 
+from protos.quantfleet.v1 import update_pb2
+from protos.quantfleet.v1.update_pb2_grpc import UpdateServiceStub
 from server.candidate import load_manifest
 from server.delta_store import DeltaStore
 from server.difference_maker import DifferenceMaker
+from server.peers import DEVICE_KEY
 from server.prepared_targets import PreparedTargets
-from server.rollout import Event, Rollout
+from server.rollout import Event, Rollout, target_of
 
 
 @dataclass
@@ -131,6 +136,21 @@ def test_bundles_are_made_before_devices_ask(shop: Shop, tmp_path: Path) -> None
         (tmp_path / "blobs" / digest[:2] / digest).unlink()  # so that it cannot be made again
     pair = ((first, load_manifest(blobs, first)), (second, load_manifest(blobs, second)))
     assert DeltaStore(blobs, tmp_path / "kept").bundle(*pair)
+
+
+def test_a_server_makes_bundles_before_canaries_know(shop: Shop) -> None:
+    rollout = rolled_out(shop)
+    canary = next(name for name in map(str, range(999)) if target_of(rollout, name)[0] == rollout.version)
+    request = update_pb2.CheckRequest(device_class=CLASS, model_digest=bytes.fromhex(shop.model_digest))
+    with served(shop.settings) as addresses, grpc.insecure_channel(addresses.address) as channel:
+        stub: Any = UpdateServiceStub(channel)
+
+        def version() -> int:
+            told: int = stub.Check(request, metadata=((DEVICE_KEY, canary),), timeout=30).version
+            return told
+
+        eventually(lambda: version() == rollout.version)
+        assert list((shop.settings.home / "deltas").rglob(f"{shop.manifests[1]}.bundle-*"))
 
 
 def test_what_is_too_much_for_a_bundle_is_made_one_by_one(
