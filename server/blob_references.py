@@ -46,15 +46,15 @@ def needed_digests(
     served = {*signed, *session.scalars(select(TargetRow.manifest_digest))}
     served |= {*session.scalars(select(RolloutRow.manifest_digest))}
     served |= {*session.scalars(select(RolloutRow.base_manifest_digest))}
+    published = GenerationRow.step == Step.PUBLISHED
+    served |= {*session.scalars(select(GenerationRow.manifest_digest).where(published))}
     needed = {*session.scalars(select(ModelRow.digest)), *session.scalars(select(LabRow.statistics_digest))}
     for row in session.scalars(select(GenerationRow)):
         is_old = row.finished_at_seconds is not None and row.finished_at_seconds < forgotten_before_seconds
-        if row.step == Step.PUBLISHED:
-            served.add(row.manifest_digest)
         if not is_old:
             needed |= {getattr(row, column) for column in _STATISTICS}
             needed |= set(_contents(blobs, _named_by_index, row.inputs_digest))
-        if not is_old or row.step == Step.PUBLISHED:
+        if not is_old or row.manifest_digest in served:  # the next generation may start from its weights
             needed |= {row.manifest_digest, *_weights(row)}
             needed |= set(_contents(blobs, _named_by_manifest, row.manifest_digest))
     for digest in served:
