@@ -77,6 +77,7 @@ def test_a_child_that_fails_says_why(tmp_path: Path) -> None:
         silent = children.start("silent", [sys.executable, "-c", "import sys; sys.exit('again')"])
         with pytest.raises(UnreachableError, match="did not start"):
             silent.first_line(_DEADLINE_SECONDS)
+        silent.process.wait(_DEADLINE_SECONDS)  # its output ends a moment before it does
         with pytest.raises(UnreachableError, match="'silent' ended"):
             children.check()
 
