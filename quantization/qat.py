@@ -2,7 +2,8 @@
 
 The rules:
 
-1. Rates are in natural units (`natural_moves`), so that one set of them fits every layer of every model.
+1. Rates are in natural units (`natural_moves`), so that one set of them fits every layer of every model; those of steps
+   and biases are less where little is left to learn (`pace`), so that one set fits every start.
 2. The loss of a row with a label is cross entropy and distillation, of a row without distillation alone
    (`row_losses`).
 3. Equal arguments give equal bits on one kind of machine.
@@ -25,7 +26,9 @@ from quantization.training_settings import TrainingSettings
 from quantization.training_state import TrainedState
 from quantization.training_views import draw_views
 
-__all__ = ["LocalResult", "QatModel", "Rows", "natural_moves", "row_losses", "train_locally"]
+_FULL_PACE_LOSS = 1.0  # nats a row, from where rates are as they are set
+
+__all__ = ["LocalResult", "QatModel", "Rows", "natural_moves", "pace", "row_losses", "train_locally"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,7 +90,8 @@ def train_locally(
         run = _LocalRun(model, rows, settings)
         loss, best = run.measure(), dict(state)
         least = loss
-        optimizer = torch.optim.Adam(_groups(model, settings, natural_units), betas=(0.9, 0.99), eps=1e-12)
+        groups = _groups(model, settings, natural_units, pace(loss) if run.measured else 1.0)
+        optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-12)
         for number in range(settings.epochs):
             run.epoch(number, optimizer)
             if not keeps_best:
@@ -95,6 +99,20 @@ def train_locally(
             elif (now := run.measure()) < least:
                 least, best = now, model.state()
     return LocalResult(best, loss, run.measured)
+
+
+def pace(loss: float) -> float:
+    """Return what rates of steps and biases are multiplied with, by the loss of the state that training starts from.
+
+    The distance to an optimum grows with the root of the loss, near it. Rates that serve a start whose answers have
+    little in common with the float model's (2 bits: 1 nat) pass over the optimum of one that answers nearly the same
+    (3 bits: 0.08), and end farther from it than they began.
+    A step length that follows the loss is Polyak's; see Loizou et al. 2021 (arXiv:2002.10542).
+
+    Args:
+        loss: Mean of `row_losses`, >= 0.
+    """
+    return min(1.0, (max(loss, 0.0) / _FULL_PACE_LOSS) ** 0.5)
 
 
 class _LocalRun:
@@ -204,12 +222,13 @@ def _log_prior(labels: Tensor, classes: int) -> Tensor:
 
 
 def _groups(
-    model: QatModel, settings: TrainingSettings, bias_units: Mapping[str, float]
+    model: QatModel, settings: TrainingSettings, bias_units: Mapping[str, float], pace: float
 ) -> list[dict[str, Any]]:
     """Return the parameters with their rates; `natural_moves` says what those of weights and steps are in."""
     groups: list[dict[str, Any]] = []
     for name, parameters in model.parameters_by_layer():
-        rates = settings.weight_rate, settings.step_rate, settings.bias_rate * bias_units.get(name, 0.0)
+        bias_rate = settings.bias_rate * bias_units.get(name, 0.0)
+        rates = settings.weight_rate, settings.step_rate * pace, bias_rate * pace
         groups += [
             {"params": [p], "lr": rate} for p, rate in zip(parameters, rates, strict=False) if p.requires_grad
         ]

@@ -21,8 +21,8 @@ class TrainingSettings:
         epochs: Passes over the device's inputs; 0 only measures the loss.
         batch_size: Inputs a step.
         weight_rate: Adam's step for shadow weights (arXiv:1412.6980), in steps between codes.
-        step_rate: For steps, as a part of each.
-        bias_rate: For biases, in steps of the layer's output.
+        step_rate: For steps, as a part of each; less where the loss is below 1 nat (`quantization.qat.pace`).
+        bias_rate: For biases, in steps of the layer's output; likewise less.
         temperature: That soften both models' answers before they are compared (distillation, arXiv:1503.02531).
         label_weight: Of the cross entropy with labels beside the distillation; 0 ignores labels.
         distillation_weight: Of the distillation where a row has a label; rows without weigh 1.

@@ -12,7 +12,7 @@ from quantization.errors import ConfigurationError, UnsupportedModelError
 from quantization.graph import GraphPlan, analyze, canonicalize
 from quantization.layer_codes import LayerCodes
 from quantization.policy import Policy
-from quantization.qat import QatModel, Rows, natural_moves, row_losses, train_locally
+from quantization.qat import QatModel, Rows, natural_moves, pace, row_losses, train_locally
 from quantization.qat_model import LearnedStep, RoundedActivation
 from quantization.training_model import finish_state, start_state
 from quantization.training_settings import TrainingSettings
@@ -139,6 +139,27 @@ def test_loss_can_be_left_unmeasured() -> None:
         start.qat, start.state, start.rows(), TrainingSettings(measured_rows=0), start.units
     )
     assert (result.loss, result.measured) == (0.0, 0)
+
+
+def test_rates_of_steps_and_biases_follow_the_loss_of_the_start() -> None:
+    assert [pace(loss) for loss in (0.0, 0.09, 1.0, 5.0)] == [0.0, pytest.approx(0.3), 1.0, 1.0]
+    start = _Start(digits_cnn(), 4)
+    paced, whole = (
+        train_locally(
+            start.qat, start.state, start.rows(), TrainingSettings(measured_rows=measured), start.units
+        )
+        for measured in (64, 0)
+    )
+    assert paced.loss < 0.5
+    for part in ("step", "bias"):
+        near, far = (
+            sum(
+                np.square(getattr(layer, part) - getattr(start.state[name], part)).sum()
+                for name, layer in result.state.items()
+            )
+            for result in (paced, whole)
+        )
+        assert 0 < near < 0.7 * far
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 2.0), (0.0, 6.0)])
