@@ -26,7 +26,7 @@ from quantization.training_settings import TrainingSettings
 from quantization.training_state import TrainedState
 from quantization.training_views import draw_views
 
-_FULL_PACE_LOSS = 1.0  # nats a row, from where rates are as they are set
+_FULL_PACE_LOSS = 0.5  # nats a row, from where rates are as they are set
 
 __all__ = ["LocalResult", "QatModel", "Rows", "natural_moves", "pace", "row_losses", "train_locally"]
 

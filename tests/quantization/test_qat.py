@@ -142,7 +142,7 @@ def test_loss_can_be_left_unmeasured() -> None:
 
 
 def test_rates_of_steps_and_biases_follow_the_loss_of_the_start() -> None:
-    assert [pace(loss) for loss in (0.0, 0.09, 1.0, 5.0)] == [0.0, pytest.approx(0.3), 1.0, 1.0]
+    assert [pace(loss) for loss in (0.0, 0.045, 0.5, 5.0)] == [0.0, pytest.approx(0.3), 1.0, 1.0]
     start = _Start(digits_cnn(), 4)
     paced, whole = (
         train_locally(
