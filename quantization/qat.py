@@ -9,6 +9,7 @@ The rules:
 3. Equal arguments give equal bits on one kind of machine.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ def pace(loss: float) -> float:
     Args:
         loss: Mean of `row_losses`, >= 0.
     """
-    return min(1.0, (max(loss, 0.0) / _FULL_PACE_LOSS) ** 0.5)
+    return min(1.0, math.sqrt(max(loss, 0.0) / _FULL_PACE_LOSS))
 
 
 class _LocalRun:
