@@ -23,7 +23,7 @@ from client.disk import Disk
 from client.grpc_channel import GrpcSettings
 from client.grpc_transport import GrpcTransport
 from client.runtime import Runtime
-from client.slots import Phase
+from client.slots import MAX_ATTEMPTS, Phase
 from client.state import StateFolder
 from client.trusted_metadata import MetadataFolder, TrustedMetadata
 from quantization.target_name import TargetName
@@ -235,15 +235,17 @@ def test_a_clock_that_is_a_year_off_costs_upgrades_at_most_until_it_is_right(
             eventually(lambda: is_confirmed(agent, 2))
 
 
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.2, 0.5])
 def test_an_agent_that_is_killed_in_an_upgrade_again_and_again_comes_back(
-    updates: LiveUpdates, tmp_path: Path
+    updates: LiveUpdates, tmp_path: Path, delay: float
 ) -> None:
+    """As often as it may die over a version without refusing it."""
     updates.publish(NEW)
     state = tmp_path / "state"
     command = [sys.executable, str(ROOT / "tests/support/agent_process.py"), str(state), updates.address]
     search = os.pathsep.join([str(ROOT), str(ROOT / "tests/support")])
     environment = {**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1"}
-    for delay in (0.0, 0.05, 0.2, 0.5):
+    for _ in range(MAX_ATTEMPTS - 1):
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "started\n"
