@@ -6,6 +6,7 @@ in ONNX Runtime, on test images that no device holds; ranges are the lab's, befo
 
     python benchmarks/bench_qat.py                     # the table (about 20 minutes on 2 cores)
     python benchmarks/bench_qat.py --bits 2 --rounds 3 --test-rows 1000
+    python benchmarks/bench_qat.py --devices 1 --partition iid   # all inputs in one place
     python benchmarks/bench_qat.py --smoke             # a small network, for the pipeline
 """
 
@@ -86,9 +87,13 @@ class Row:
 
 
 @contextmanager
-def opened(task: str, devices: int, seed: int, *, is_labelled: bool) -> Iterator[Bench]:
+def opened(
+    task: str, devices: int, seed: int, *, is_labelled: bool, partition: str = "auto"
+) -> Iterator[Bench]:
     """Yield a prepared model and its fleet."""
-    scenario = Scenario(task=task, devices=devices, labelled=float(is_labelled), seed=seed)
+    scenario = Scenario(
+        task=task, devices=devices, partition=partition, labelled=float(is_labelled), seed=seed
+    )
     fleet = Fleet(load_task(task, seed, None), FleetSettings.of(scenario))
     with tempfile.TemporaryDirectory() as folder, Registry.open(f"sqlite:///{folder}/r.db") as registry:
         bench = Bench.set_up(scenario, fleet, registry, Path(folder))
@@ -200,6 +205,7 @@ def main() -> int:
     parser.add_argument("--bits", type=int, nargs="+", default=[2, 3])
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--devices", type=int, default=50)
+    parser.add_argument("--partition", default="auto", help="who holds which rows, as scenarios have it")
     parser.add_argument("--test-rows", type=int, default=5000)
     parser.add_argument("--labels", choices=("all", "none", "both"), default="both")
     parser.add_argument("--seed", type=int, default=0)
@@ -217,7 +223,13 @@ def main() -> int:
     plan = replace(DEFAULT_PLAN, rounds=options.rounds)
     rows = []
     for is_labelled in {"all": (True,), "none": (False,), "both": (True, False)}[options.labels]:
-        with opened(options.task, options.devices, options.seed, is_labelled=is_labelled) as bench:
+        with opened(
+            options.task,
+            options.devices,
+            options.seed,
+            is_labelled=is_labelled,
+            partition=options.partition,
+        ) as bench:
             rows += [
                 measure(bench, bits, plan, options.test_rows, is_labelled=is_labelled)
                 for bits in options.bits
