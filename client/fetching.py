@@ -79,7 +79,12 @@ def fetch_blobs(
 
 
 def fetch_artifact(
-    transport: Transport, state: StateFolder, partial: PartialBlobs, manifest: Manifest
+    transport: Transport,
+    state: StateFolder,
+    partial: PartialBlobs,
+    manifest: Manifest,
+    *,
+    fits_bundle: bool = True,
 ) -> int:
     """Fetch what a manifest names and the device lacks, in one bundle if that can be had; return how many bytes came.
 
@@ -90,12 +95,13 @@ def fetch_artifact(
         state: Keeps it, and has the bases.
         partial: Keeps what came of what is not complete.
         manifest: Of the artifact.
+        fits_bundle: Whether a bundle, which lies beside all that it holds, has room on the disk.
 
     Raises:
         Errors are those of `fetch_blobs`.
     """
     came = 0
-    if transport.brings_bundles and len(state.missing_blobs(manifest)) > 1:
+    if fits_bundle and transport.brings_bundles and len(state.missing_blobs(manifest)) > 1:
         for base in list(_complete_manifests(state))[:1]:
             came += _fetch_bundle(transport, state, partial, base, manifest)
     sizes = {digest: ref.decoded_size_bytes for digest, ref in manifest.blobs.items()}

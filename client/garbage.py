@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.partial import PartialBlobs
+from client.partial import PARTIAL, PartialBlobs
 from client.slots import NEXT_PHASE, Event
 from client.state import StateFolder
 from quantization.artifact import Manifest
@@ -25,9 +25,6 @@ from quantization.errors import (
     NotFoundError,
     UpdateRejectedError,
 )
-
-PARTIAL = "partial"
-"""Folder of what came so far."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,9 @@ from quantization.blob import check_digest
 from quantization.delta import Encoding
 from quantization.errors import MalformedError
 
+PARTIAL = "partial"
+"""The folder in a state folder."""
+
 _HEADER = struct.Struct("<2sBBQ32s32s")
 _MAGIC = b"QP"
 _HEAD = ".head"

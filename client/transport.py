@@ -125,31 +125,6 @@ class Transport(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class WithoutBundles:
-    """Another transport, of which no bundles are asked: they lie on the disk beside all that they hold.
-
-    Attributes:
-        transport: The other one.
-    """
-
-    transport: Transport
-    brings_bundles = False
-
-    def check(self, device_class: str, model_digest: str, serving: Target | None) -> Offer | None:
-        """Return what the other one does."""
-        return self.transport.check(device_class, model_digest, serving)
-
-    def fetch(
-        self,
-        wants: Sequence[Want],
-        held: Collection[str],
-        complete: Mapping[str, Collection[str]] = NOTHING_COMPLETE,
-    ) -> Iterator[Piece]:
-        """Yield what the other one does."""
-        return self.transport.fetch(wants, held, complete)
-
-
 class NoService:
     """The transport of a device on its own: there is never anything for it."""
 

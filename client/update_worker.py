@@ -120,17 +120,14 @@ class UpdateWorker:
         self._rng, self._on_attempt, self._is_quiet, self._clock = rng, on_attempt, is_quiet, clock
         self._backoff = Backoff(pace.first_backoff_seconds, pace.longest_backoff_seconds, rng)
         self._hints = Backoff(pace.first_backoff_seconds, pace.longest_backoff_seconds, rng)
-        self._reported: tuple[Target | None, set[int]] = (
-            None,
-            set(),
-        )  # outcomes of a target that keeps failing
+        # A target that keeps failing, and the outcomes that were reported of it.
+        self._reported: tuple[Target | None, set[int]] = None, set()
         self._asked: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._announced: Offer | None = None
         self._offered: Target | None = None
         self._was_announced = False  # what is asked next
-        self._asks_hints_at = self._rests_until = (
-            clock()
-        )  # not before: other targets, and the one that failed
+        # Not before these: what announcements ask for, and the target that failed.
+        self._asks_hints_at = self._rests_until = clock()
         self._has_service = has_service
         self._due_at = self._watch_at = clock()
         self._chores = {chore: clock() + chore.every_seconds for chore in chores}

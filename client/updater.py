@@ -17,14 +17,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from client.fetching import fetch_artifact, fetch_blobs
-from client.garbage import PARTIAL, Limits, collect, make_room
-from client.partial import PartialBlobs
+from client.garbage import Limits, collect, make_room
+from client.partial import PARTIAL, PartialBlobs
 from client.runtime import InputHook, RunHook, Runtime
 from client.self_testing import IsolatedTest, run_isolated
 from client.serving import ServeHook, Serving
 from client.slots import MAX_ATTEMPTS, Event, Phase, Slots, Target
 from client.state import StateFolder
-from client.transport import Transport, WithoutBundles
+from client.transport import Transport
 from client.trial import TrialRules, Verdict
 from client.update_result import Outcome, Result
 from quantization.artifact import Manifest, update_size_bytes
@@ -268,8 +268,7 @@ class Updater:
             return Result(Outcome.DEFERRED, target, f"{size} bytes over a metered network")
         self._partial.keep_only({target.manifest_digest, *manifest.blobs})
         fits_bundle = make_room(self._state, manifest, self._settings.limits)
-        transport = self._transport if fits_bundle else WithoutBundles(self._transport)
-        came = fetch_artifact(transport, self._state, self._partial, manifest)
+        came = fetch_artifact(self._transport, self._state, self._partial, manifest, fits_bundle=fits_bundle)
         self._state.store_manifest(manifest)
         self._state.advance(Event.TARGET_STAGED, target)
         collect(self._state)

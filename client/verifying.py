@@ -109,9 +109,8 @@ class Verifier:
 @contextmanager
 def verifier() -> Iterator[Verifier]:
     """Yield a verifier; whatever was checked is finished when the block ends, however it ends."""
-    with ThreadPoolExecutor(
-        1, "quantfleet-verify"
-    ) as executor:  # its thread starts with the first large blob
+    # Its thread starts with the first large blob.
+    with ThreadPoolExecutor(1, "quantfleet-verify") as executor:
         made = Verifier(executor)
         try:
             yield made

@@ -65,9 +65,8 @@ class DeltaStore:
         """
         self._blobs = blobs
         self._max_bytes = max_bytes
-        self._unseen_bytes = (
-            max_bytes  # written since the folder was looked at: what lies there is unknown yet
-        )
+        # Written since the folder was looked at; what lies there now is unknown, so the first record has it looked at.
+        self._unseen_bytes = max_bytes
         self._lock = threading.Lock()
         self._running: dict[tuple[str, str], Future[Deltas]] = {}
         try:

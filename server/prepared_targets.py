@@ -89,9 +89,8 @@ class PreparedTargets:
         self._most_seconds = most_seconds
         self._clock = clock
         self._lock = threading.Lock()
-        self._first: dict[
-            tuple[str, str], tuple[_Pair, Future[None]]
-        ] = {}  # by class, the way to what is newest
+        # By model and class: the way to what is newest.
+        self._first: dict[tuple[str, str], tuple[_Pair, Future[None]]] = {}
         self._wanted: queue.SimpleQueue[tuple[_Pair, Future[None]] | None] = queue.SimpleQueue()
         # A daemon: what takes minutes must not hold up a process that is told to stop.
         self._thread = threading.Thread(target=self._run, name="quantfleet-differences", daemon=True)
