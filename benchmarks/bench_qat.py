@@ -37,7 +37,8 @@ from server.candidate import PlannedModel
 from server.folded import read
 from server.lab import open_session
 from server.registry import Registry
-from server.training import DEFAULT_PLAN, TrainingPlan, TrainingRoundReport, train_weights
+from server.training import train_weights
+from server.training_plan import DEFAULT_PLAN, TrainingPlan, TrainingRoundReport
 from simulation.bench import Bench
 from simulation.device import forget_fleet
 from simulation.evaluation import InferFunction, accuracy, float_model
@@ -204,6 +205,7 @@ def main() -> int:
     parser.add_argument("--task", default="cifar10")
     parser.add_argument("--bits", type=int, nargs="+", default=[2, 3])
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--learned-rounding", type=int, metavar="N", help="rounds of it before the others")
     parser.add_argument("--devices", type=int, default=50)
     parser.add_argument("--partition", default="auto", help="who holds which rows, as scenarios have it")
     parser.add_argument("--test-rows", type=int, default=5000)
@@ -221,6 +223,8 @@ def main() -> int:
             8,
         )
     plan = replace(DEFAULT_PLAN, rounds=options.rounds)
+    if options.learned_rounding is not None:
+        plan = replace(plan, rounding_rounds=options.learned_rounding)
     rows = []
     for is_labelled in {"all": (True,), "none": (False,), "both": (True, False)}[options.labels]:
         with opened(

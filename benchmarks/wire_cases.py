@@ -29,7 +29,8 @@ from quantization.scale_search import affordable_grids
 from quantization.stored_size import stored_size_bytes
 from server.candidate import PlannedModel, compile_artifact, load_manifest
 from server.folded import read
-from server.training import DEFAULT_PLAN, train_weights
+from server.training import train_weights
+from server.training_plan import DEFAULT_PLAN
 from server.tuner import run_generation
 from simulation.bench import Bench
 from simulation.fleet import Fleet, FleetSettings

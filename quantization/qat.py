@@ -6,7 +6,9 @@ The rules:
    and biases are less where little is left to learn (`pace`), so that one set fits every start.
 2. The loss of a row with a label is cross entropy and distillation, of a row without distillation alone
    (`row_losses`).
-3. Equal arguments give equal bits on one kind of machine.
+3. While rounding is learned, the loss is that of `block_reconstruction` instead, and labels are not looked at. What a
+   device reports is the loss of rule 2 all the same, of the model with its weights rounded.
+4. Equal arguments give equal bits on one kind of machine.
 """
 
 import math
@@ -21,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from quantization.arrays import FloatArray, IntArray
+from quantization.block_reconstruction import BlockReconstruction
 from quantization.errors import ConfigurationError
 from quantization.qat_model import QatModel, one_thread
 from quantization.training_settings import TrainingSettings
@@ -28,6 +31,7 @@ from quantization.training_state import TrainedState
 from quantization.training_views import draw_views
 
 _FULL_PACE_LOSS = 0.5  # nats a row, from where rates are as they are set
+_WARM_UP = 6  # steps until rates are whole: the first of Adam's know no more of a gradient than its sign
 
 __all__ = ["LocalResult", "QatModel", "Rows", "natural_moves", "pace", "row_losses", "train_locally"]
 
@@ -129,6 +133,9 @@ class _LocalRun:
         spread = torch.linspace(0, len(self.recorded) - 1, max(1, self.measured)).long()
         self.yardstick = self._batch(torch.from_numpy(self.recorded[spread.numpy()]), self.labels[spread])
         self.prior = _log_prior(self.labels, self.yardstick[1].shape[-1])
+        self.blocks = BlockReconstruction(model, self.yardstick[0]) if settings.learns_rounding else None
+        self.batches = max(1, round(len(self.recorded) / settings.batch_size))
+        self.taken = 0
 
     def loss(self, inputs: Tensor, reference: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss of some rows."""
@@ -151,38 +158,57 @@ class _LocalRun:
         inputs, is_recorded = torch.from_numpy(views.inputs), torch.from_numpy(views.is_recorded)
         labels = torch.where(is_recorded, self.labels, -1)
         order = torch.randperm(len(inputs), generator=self.generator)
-        for picked in torch.tensor_split(order, max(1, round(len(order) / settings.batch_size))):
+        for picked in torch.tensor_split(order, self.batches):
             optimizer.zero_grad()
-            loss = self.loss(*self._batch(inputs[picked], labels[picked]))
+            if self.blocks is None:
+                loss = self.loss(*self._batch(inputs[picked], labels[picked]))
+            else:
+                loss = self.blocks.loss(inputs[picked], self._progress())
             loss.backward()  # type: ignore[no-untyped-call]
-            with natural_moves(self.model):
+            for group in optimizer.param_groups:
+                group["lr"] = group["full_rate"] * self._share_of_rates()
+            with natural_moves(self.model, is_centred=self.blocks is None):
                 optimizer.step()
             self.model.keep_on_grid()
+            self.taken += 1
+
+    def _progress(self) -> float:
+        """Return how far the hardening has come at this step."""
+        settings = self.settings
+        done = self.taken / (settings.epochs * self.batches)
+        return settings.hardening_from + done * (settings.hardening_to - settings.hardening_from)
+
+    def _share_of_rates(self) -> float:
+        """Return what this step's rates are multiplied with."""
+        return 1.0 if self.blocks is None else min(1.0, self.taken / _WARM_UP)
 
     def _batch(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return inputs, self.model.reference(inputs), labels
 
 
 @contextmanager
-def natural_moves(model: QatModel) -> Iterator[None]:
+def natural_moves(model: QatModel, *, is_centred: bool = True) -> Iterator[None]:
     """Turn what an optimizer does in this context, in units of its own, into movements in natural units.
 
     * Shadow weights move in steps of their row, and every row's mean movement is taken out, as out of the gradient
       before (gradient centralization, arXiv:2004.01461). Inputs behind a ReLU are positive, so that the weights of a
       row share a gradient that the bias could follow alone. Followed by the weights it turns many codes of a row
       over together, which overshoots by far: without this, training at 2 bits diverges at rates that work with it.
+      Learned rounding goes without: weights that are drawn to their codes may have to move a row's mean.
     * Steps move as logarithms: they stay positive, and small ones move as far as large ones.
     """
     weights, steps = list(model.weights.values()), list(model.steps.values())
     held = [[tensor.detach().clone() for tensor in tensors] for tensors in (weights, steps)]
-    for weight in weights:
+    for weight in weights if is_centred else ():
         if weight.grad is not None:
             weight.grad -= weight.grad.mean(1, keepdim=True)
     yield
     with torch.no_grad():
         for weight, step, before, old_step in zip(weights, steps, *held, strict=True):
             moved = weight - before
-            weight.copy_(before + (moved - moved.mean(1, keepdim=True)) * old_step[:, None])
+            if is_centred:
+                moved -= moved.mean(1, keepdim=True)
+            weight.copy_(before + moved * old_step[:, None])
             step.copy_(old_step * torch.exp(step - old_step))
 
 
@@ -231,6 +257,8 @@ def _groups(
         bias_rate = settings.bias_rate * bias_units.get(name, 0.0)
         rates = settings.weight_rate, settings.step_rate * pace, bias_rate * pace
         groups += [
-            {"params": [p], "lr": rate} for p, rate in zip(parameters, rates, strict=False) if p.requires_grad
+            {"params": [p], "lr": rate, "full_rate": rate}
+            for p, rate in zip(parameters, rates, strict=False)
+            if p.requires_grad
         ]
     return groups

@@ -20,7 +20,7 @@ from quantization.draft import Draft
 from quantization.errors import ConfigurationError
 from quantization.graph_plan import GraphPlan, Layer
 from quantization.layer_codes import weight_rows
-from quantization.qat_graph import make_program
+from quantization.qat_graph import Hook, make_program
 from quantization.training_state import LayerState, TrainedState, TrainingGrid
 
 
@@ -166,16 +166,28 @@ class QatModel(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the first output, logits, for float32 inputs (N, ...)."""
-        constants = dict(self._constants)
-        for name, layer in self.layers.items():
-            key = self._keys[name]
-            weight: Tensor = self.weights[key]
-            if self.quantizes:
-                weight = quantized(weight, self.steps[key], self.grids[name].greatest_code)
-            constants[layer.weight] = self._unrolled(name, layer, weight)
-            if layer.bias is not None:
-                constants[layer.bias] = self.biases[key]
-        return self.program.run(inputs, constants, self._on_write, self._on_read)[0]
+        weights = {
+            name: quantized(self.weights[key], self.steps[key], self.grids[name].greatest_code)
+            if self.quantizes
+            else self.weights[key]
+            for name, key in self._keys.items()
+        }
+        return self.program.run(inputs, self._with_layers(weights), self._on_write, self._on_read)[0]
+
+    def run_unrounded(self, inputs: Tensor, seen: Hook) -> None:
+        """Run with the shadow weights as they are, and with activations rounded.
+
+        Args:
+            inputs: float32 (N, ...).
+            seen: Called with every computed tensor; what it returns takes its place.
+        """
+        weights = {name: self.weights[key] for name, key in self._keys.items()}
+        self.program.run(
+            inputs,
+            self._with_layers(weights),
+            lambda name, value: seen(name, self._on_write(name, value)),
+            self._on_read,
+        )
 
     def reference_logits(self, inputs: FloatArray, batch_size: int = 64) -> FloatArray:
         """Return the logits of the float model of the file, (N, classes), for inputs (N, ...)."""
@@ -185,10 +197,15 @@ class QatModel(nn.Module):
         """Return the logits of the model as it is now, (N, classes), for inputs (N, ...)."""
         return self._in_batches(self, inputs, batch_size)
 
-    def reference(self, inputs: Tensor) -> Tensor:
-        """Return the first output of the float model of the file, whatever this model holds; not to be trained."""
+    def reference(self, inputs: Tensor, seen: Hook | None = None) -> Tensor:
+        """Return the first output of the float model of the file, whatever this model holds; not to be trained.
+
+        Args:
+            inputs: float32 (N, ...).
+            seen: Called with every computed tensor; what it returns takes its place.
+        """
         with torch.no_grad():
-            return self.program.run(inputs, self._constants, _unchanged, _unchanged)[0]
+            return self.program.run(inputs, self._constants, seen or _unchanged, _unchanged)[0]
 
     @staticmethod
     def _in_batches(run: Callable[[Tensor], Tensor], inputs: FloatArray, batch_size: int) -> FloatArray:
@@ -215,6 +232,15 @@ class QatModel(nn.Module):
 
     def _on_read(self, name: str, value: Tensor) -> Tensor:
         return self._read[name](value) if self.quantizes and name in self._read else value
+
+    def _with_layers(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return all constants, with the layers' biases and these weights, (O, K) by layer."""
+        constants = dict(self._constants)
+        for name, layer in self.layers.items():
+            constants[layer.weight] = self._unrolled(name, layer, weights[name])
+            if layer.bias is not None:
+                constants[layer.bias] = self.biases[self._keys[name]]
+        return constants
 
     def _unrolled(self, name: str, layer: Layer, rows: Tensor) -> Tensor:
         shape, axis = self._shapes[name], layer.weight_axis

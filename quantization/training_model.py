@@ -10,7 +10,14 @@ from quantization.graph_plan import GraphPlan, Layer
 from quantization.layer_codes import LayerCodes, weight_rows
 from quantization.policy import Policy
 from quantization.renormalization import ChannelCorrection
-from quantization.training_state import LayerState, TrainedState, TrainingGrid, finish_layer, start_layer
+from quantization.training_state import (
+    CELL,
+    LayerState,
+    TrainedState,
+    TrainingGrid,
+    finish_layer,
+    start_layer,
+)
 
 
 def corrected_model(model: bytes, plan: GraphPlan, corrections: Mapping[str, ChannelCorrection]) -> bytes:
@@ -42,6 +49,8 @@ def start_state(
     policy: Policy,
     start: Mapping[str, LayerCodes],
     grids: Mapping[str, TrainingGrid],
+    *,
+    cell: float = CELL,
 ) -> dict[str, LayerState]:
     """Return where training of some layers starts.
 
@@ -51,6 +60,7 @@ def start_state(
         policy: Has the corrections.
         start: Rounded weights by layer.
         grids: By layer, the codes that it may have.
+        cell: See `training_state.CELL`.
 
     Raises:
         ConfigurationError: If shapes differ, or codes lie beyond their grid.
@@ -63,6 +73,7 @@ def start_state(
             start[layer.name],
             policy.correction(layer.name, layer.channels),
             grids[layer.name],
+            cell=cell,
         )
         for layer in plan.layers
         if layer.name in start

@@ -29,6 +29,9 @@ class TrainingSettings:
         measured_rows: Inputs, at most, that the loss is measured on before training.
         augmentations: Of inputs, as typed; see `quantization.training_views`. Those that do not fit are left out.
         mixing: Most that one input takes of another, 0 to 1; 0 mixes none.
+        hardening_from: Progress of learned rounding (`quantization.block_reconstruction`) at the first step, 0 to 1;
+            at 1 rounding is not learned, but straight-through.
+        hardening_to: Progress at the last step.
         seed: Of the order of inputs, and of what is made of them.
     """
 
@@ -43,6 +46,8 @@ class TrainingSettings:
     measured_rows: int = 32
     augmentations: tuple[str, ...] = ()
     mixing: float = 0.0
+    hardening_from: float = 1.0
+    hardening_to: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -55,11 +60,20 @@ class TrainingSettings:
             raise ConfigurationError(f"the loss cannot be measured on {self.measured_rows} rows")
         if not 0 <= self.mixing <= 1:
             raise ConfigurationError(f"inputs cannot be mixed by {self.mixing}; give 0 to 1")
+        if not 0 <= self.hardening_from <= self.hardening_to <= 1:
+            raise ConfigurationError(
+                f"hardening from {self.hardening_from} to {self.hardening_to}; give 0 to 1"
+            )
         parse_augmentations(self.augmentations)
         for name in (f.name for f in fields(self) if f.type in (float, "float")):
             value = float(getattr(self, name))
             if not (math.isfinite(value) and 0 <= value <= 1e6) or (name == "temperature" and value < 1e-3):
                 raise ConfigurationError(f"{name} {value} cannot be trained with")
+
+    @property
+    def learns_rounding(self) -> bool:
+        """Whether weights are learned on their way to their codes, block by block."""
+        return self.hardening_from < 1
 
     def slowed(self, share_done: float) -> "TrainingSettings":
         """Return the settings with the rates of a later round: half a cosine, down to a tenth (arXiv:1608.03983).
@@ -70,6 +84,14 @@ class TrainingSettings:
             share_done: Part of the training that is over, 0 to 1.
         """
         return self.scaled(SLOWEST + (1 - SLOWEST) * 0.5 * (1 + math.cos(math.pi * share_done)))
+
+    def eased(self, share_done: float) -> "TrainingSettings":
+        """Return the settings with the rates of a later round of learned rounding: whole until the last fifth.
+
+        Args:
+            share_done: Part of the training that is over, 0 to 1.
+        """
+        return self.scaled(min(1.0, max(SLOWEST, (1 - share_done) / 0.2)))
 
     def scaled(self, factor: float) -> "TrainingSettings":
         """Return the settings with all rates times `factor`."""
@@ -82,3 +104,8 @@ class TrainingSettings:
 
 
 DEFAULT_TRAINING = TrainingSettings()
+
+LEARNED_ROUNDING = TrainingSettings(
+    epochs=4, batch_size=8, weight_rate=0.015, step_rate=0.0, bias_rate=0.02, hardening_from=0.0
+)
+"""Of rounds in which rounding is learned: slow steps, and many, for what each moves adds up to noise in the others."""

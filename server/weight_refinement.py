@@ -11,7 +11,8 @@ from quantization.layer_codes import RoundedWeights
 from quantization.scale_search import Grid, PackedGrid
 from quantization.second_moments import SecondMoments
 from server.precision import Choice, Option, codes_of, round_options
-from server.training import TrainingPlan, train_weights
+from server.training import train_weights
+from server.training_plan import TrainingPlan
 from server.tuning import TRAINING
 from strategies.inputs_round import gather_inputs
 

@@ -4,54 +4,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import ALL_MODELS, ModelBuilder, digits_cnn, example_inputs, mlp, observed_policy, run
+from models import ALL_MODELS, ModelBuilder, digits_cnn, example_inputs, mlp, run
+from qat_starts import QatStart, uniform_grids
 
 from quantization.affine import params_from_range
-from quantization.compile import compile_inference, site_params
+from quantization.compile import compile_inference
 from quantization.errors import ConfigurationError, UnsupportedModelError
-from quantization.graph import GraphPlan, analyze, canonicalize
-from quantization.layer_codes import LayerCodes
-from quantization.policy import Policy
+from quantization.graph import analyze, canonicalize
 from quantization.qat import QatModel, Rows, natural_moves, pace, row_losses, train_locally
 from quantization.qat_model import LearnedStep, RoundedActivation
-from quantization.training_model import finish_state, start_state
+from quantization.training_model import finish_state
 from quantization.training_settings import TrainingSettings
 from quantization.training_state import LayerState, TrainingGrid
 from quantization.training_update import states_equal
-
-
-def _grids(plan: GraphPlan, bits: int) -> dict[str, TrainingGrid]:
-    return {layer.name: TrainingGrid((1 << (bits - 1)) - 1) for layer in plan.layers}
-
-
-class _Start:
-    """A model with weights of some bits, rounded to nearest, as training starts."""
-
-    def __init__(self, model: bytes, bits: int, rows: int = 64) -> None:
-        self.content = canonicalize(model)
-        self.plan = analyze(self.content)
-        self.inputs = example_inputs(model, rows)
-        self.policy: Policy = observed_policy(self.content, self.plan, self.inputs, bits=bits)
-        self.grids = _grids(self.plan, bits)
-        self.activations = {site.name: site_params(site, self.policy) for site in self.plan.sites}
-        self.qat = QatModel(self.content, self.plan, self.grids, self.activations)
-        self.codes = _nearest(self.qat)
-        self.state = start_state(self.content, self.plan, self.policy, self.codes, self.grids)
-        self.units = {
-            layer.name: float(self.activations[layer.output_site].scale) if layer.output_site else 1.0
-            for layer in self.plan.layers
-        }
-
-    def rows(self, labels: np.ndarray | None = None) -> Rows:
-        return Rows(self.inputs, labels)
-
-
-def _nearest(model: QatModel) -> dict[str, LayerCodes]:
-    codes = {}
-    for name, layer in model.original.items():
-        ratio = np.rint(layer.weight / layer.step[:, None]).astype(np.int8)
-        codes[name] = LayerCodes(ratio, layer.step, np.zeros(len(layer.step)))
-    return codes
 
 
 @pytest.mark.parametrize("name", ALL_MODELS)
@@ -60,13 +25,13 @@ def test_float_model_equals_onnx_runtime(name: str) -> None:
     x = example_inputs(model, 3)
     expected = next(iter(run(model, x).values()))
     plan = analyze(model)
-    qat = QatModel(model, plan, _grids(plan, 8), {})
+    qat = QatModel(model, plan, uniform_grids(plan, 8), {})
     np.testing.assert_allclose(qat.reference_logits(x), expected, atol=1e-4 * max(1, np.abs(expected).max()))
 
 
 @pytest.mark.parametrize("name", ALL_MODELS)
 def test_quantized_start_answers_as_the_compiled_model(name: str) -> None:
-    start = _Start(ALL_MODELS[name](), 8, rows=32)
+    start = QatStart(ALL_MODELS[name](), 8, rows=32)
     compiled = compile_inference(start.content, start.plan, start.policy)
     expected = next(iter(run(compiled.skeleton, start.inputs, compiled.files).values()))
     start.qat.load(start.state)
@@ -79,7 +44,7 @@ def test_quantized_start_answers_as_the_compiled_model(name: str) -> None:
 
 @pytest.mark.parametrize("bits", [2, 3, 8])
 def test_codes_come_back_until_training_moves_them(bits: int) -> None:
-    start = _Start(digits_cnn(), bits)
+    start = QatStart(digits_cnn(), bits)
     finished = finish_state(start.content, start.plan, start.policy, start.state, start.grids)
     for name, codes in start.codes.items():
         np.testing.assert_array_equal(finished[name].codes, codes.codes)
@@ -102,7 +67,7 @@ def test_gradient_of_the_step_is_that_of_the_paper() -> None:
 
 
 def test_training_towards_the_float_model_lowers_the_loss_and_moves_codes() -> None:
-    start = _Start(digits_cnn(), 2)
+    start = QatStart(digits_cnn(), 2)
     settings = TrainingSettings(epochs=6, batch_size=8, weight_rate=0.01, bias_rate=0.5, measured_rows=64)
     result = train_locally(start.qat, start.state, start.rows(), settings, start.units, keeps_best=True)
     measure = TrainingSettings(epochs=0, measured_rows=64)
@@ -114,14 +79,14 @@ def test_training_towards_the_float_model_lowers_the_loss_and_moves_codes() -> N
 
 
 def test_best_state_is_never_worse_than_the_start() -> None:
-    start = _Start(mlp(), 3)
+    start = QatStart(mlp(), 3)
     wild = TrainingSettings(epochs=2, batch_size=4, weight_rate=2.0, bias_rate=100.0, measured_rows=64)
     result = train_locally(start.qat, start.state, start.rows(), wild, start.units, keeps_best=True)
     assert states_equal(result.state, start.state)
 
 
 def test_views_are_trained_towards_the_float_models_answers_to_them() -> None:
-    start = _Start(digits_cnn(), 2)
+    start = QatStart(digits_cnn(), 2)
     settings = TrainingSettings(epochs=6, batch_size=8, augmentations=("flip", "shift=0.125"), mixing=0.5)
     trained = train_locally(start.qat, start.state, start.rows(), settings, start.units).state
     unseen = np.ascontiguousarray(start.inputs[..., ::-1])  # as half of the views were
@@ -134,7 +99,7 @@ def test_views_are_trained_towards_the_float_models_answers_to_them() -> None:
 
 
 def test_loss_can_be_left_unmeasured() -> None:
-    start = _Start(mlp(), 3)
+    start = QatStart(mlp(), 3)
     result = train_locally(
         start.qat, start.state, start.rows(), TrainingSettings(measured_rows=0), start.units
     )
@@ -143,7 +108,7 @@ def test_loss_can_be_left_unmeasured() -> None:
 
 def test_rates_of_steps_and_biases_follow_the_loss_of_the_start() -> None:
     assert [pace(loss) for loss in (0.0, 0.045, 0.5, 5.0)] == [0.0, pytest.approx(0.3), 1.0, 1.0]
-    start = _Start(digits_cnn(), 4)
+    start = QatStart(digits_cnn(), 4)
     paced, whole = (
         train_locally(
             start.qat, start.state, start.rows(), TrainingSettings(measured_rows=measured), start.units
@@ -176,7 +141,7 @@ def test_activations_are_rounded_as_torch_does(low: float, high: float) -> None:
 
 
 def test_training_is_deterministic() -> None:
-    start = _Start(digits_cnn(), 3)
+    start = QatStart(digits_cnn(), 3)
     labels = np.arange(64) % 3 - 1
     settings = TrainingSettings(epochs=1, augmentations=("noise=0.1",), mixing=0.5, seed=5)
     a, b, c = (
@@ -200,7 +165,7 @@ def test_unlabelled_rows_are_trained_towards_the_reference_alone() -> None:
 
 
 def test_steps_that_are_not_learned_stay() -> None:
-    start = _Start(mlp(), 4)
+    start = QatStart(mlp(), 4)
     fixed = {name: TrainingGrid(grid.greatest_code, learns_step=False) for name, grid in start.grids.items()}
     model = QatModel(start.content, start.plan, fixed, start.activations)
     trained = train_locally(model, start.state, start.rows(), TrainingSettings(), start.units).state
@@ -215,12 +180,12 @@ def test_unknown_operator_is_named() -> None:
     model = canonicalize(b.bytes(b.gemm(b.add("Flatten", [x]), 256, 3)))
     plan = analyze(model)
     with pytest.raises(UnsupportedModelError, match="LpNormalization"):
-        QatModel(model, plan, _grids(plan, 4), {})
+        QatModel(model, plan, uniform_grids(plan, 4), {})
 
 
 @pytest.mark.parametrize("part", ["weight", "step", "bias", "absent"])
 def test_state_of_another_model_is_refused(part: str) -> None:
-    start = _Start(mlp(), 4)
+    start = QatStart(mlp(), 4)
     name = next(iter(start.state))
     held = start.state[name]
     parts: dict[str, Any] = {"weight": held.weight, "step": held.step, "bias": held.bias}
@@ -238,7 +203,7 @@ def test_state_of_another_model_is_refused(part: str) -> None:
 
 
 def test_device_without_rows_cannot_train() -> None:
-    start = _Start(mlp(), 4)
+    start = QatStart(mlp(), 4)
     with pytest.raises(ConfigurationError, match="without inputs"):
         train_locally(
             start.qat,
@@ -250,7 +215,7 @@ def test_device_without_rows_cannot_train() -> None:
 
 
 def test_movement_that_a_bias_could_make_is_taken_out_of_the_weights() -> None:
-    start = _Start(mlp(), 4)
+    start = QatStart(mlp(), 4)
     start.qat.load(start.state)
     weight, step = next(iter(start.qat.weights.values())), next(iter(start.qat.steps.values()))
     before, old = weight.detach().clone(), step.detach().clone()

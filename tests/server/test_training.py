@@ -12,11 +12,12 @@ from quantization.errors import ConfigurationError, RoundFailedError
 from quantization.layer_codes import LayerCodes, weight_rows
 from quantization.policy import Policy
 from quantization.stored_size import stored_size_bytes
-from quantization.training_settings import TrainingSettings
+from quantization.training_settings import LEARNED_ROUNDING, TrainingSettings
 from server.candidate import PlannedModel
 from server.folded import read
 from server.lab import open_session
-from server.training import TrainingPlan, TrainingRoundReport, train_weights
+from server.training import train_weights
+from server.training_plan import TrainingPlan, TrainingRoundReport
 from simulation.bench import Bench
 from simulation.measured_grid import Traffic
 from simulation.tasks import load_task
@@ -121,3 +122,39 @@ def test_fleet_that_cannot_train_is_an_error(fleet: _Fleet) -> None:
 def test_weights_of_another_model_are_refused(fleet: _Fleet) -> None:
     with pytest.raises(ConfigurationError, match="nothing"):
         replace(fleet, start={"nothing": next(iter(fleet.start.values()))}).train()
+
+
+def _learning(learned: int, **changes: object) -> TrainingPlan:
+    local = replace(LEARNED_ROUNDING, epochs=3, weight_rate=0.03)
+    return replace(PLAN, rounding_rounds=learned, rounding=local, **changes)  # type: ignore[arg-type]
+
+
+def test_rounding_is_learned_by_devices_in_turn(fleet: _Fleet) -> None:
+    reports: list[TrainingRoundReport] = []
+    learned = fleet.train(_learning(8, rounds=0, rounding_devices=2), on_round=reports.append)
+    assert [report.number for report in reports] == list(range(10))
+    assert [report.devices for report in reports] == [2] * 8 + [6, 6]
+    assert reports[-1].loss < reports[-2].loss  # what was learned, and the start
+    assert fleet.accuracy(learned) > fleet.accuracy(fleet.start) + 0.02
+    sizes = [sum(stored_size_bytes(layer.codes) for layer in w.values()) for w in (fleet.start, learned)]
+    assert sizes[1] <= 1.02 * sizes[0]  # their entropy did not grow
+    for name, layer in learned.items():
+        np.testing.assert_array_equal(layer.scale, fleet.start[name].scale)
+
+
+def test_equal_replies_teach_equal_rounding(fleet: _Fleet) -> None:
+    once = _learning(2, rounds=1, rounding_devices=3)
+    assert _equal(fleet.train(once), fleet.train(once))
+
+
+def test_rounding_that_was_learned_badly_is_left(fleet: _Fleet) -> None:
+    wild = replace(
+        _learning(1, rounds=0), rounding=replace(LEARNED_ROUNDING, weight_rate=3.0, bias_rate=60.0)
+    )
+    assert _equal(fleet.train(wild), fleet.start)
+
+
+@pytest.mark.parametrize("changes", [{"rounds": -1}, {"rounding_rounds": -1}, {"rounding_devices": 0}])
+def test_plans_that_no_fleet_can_follow_are_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(ConfigurationError):
+        TrainingPlan(**changes)  # type: ignore[arg-type]
