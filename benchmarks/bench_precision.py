@@ -99,7 +99,11 @@ def measured(bench: Bench, tuning: Tuning, generation: Generation, base: Base, f
 
 def goals_of(task: str, options: argparse.Namespace) -> list[PrecisionSettings]:
     """Return what is asked for on a task."""
-    more = {"rounding_rounds": options.rounding_rounds, "train_rounds": options.train_rounds}
+    more = {
+        "rounding_rounds": options.rounding_rounds,
+        "learned_rounding": options.learned_rounding,
+        "train_rounds": options.train_rounds,
+    }
     ratios = options.ratios or RATIOS.get(task, DEFAULT_RATIOS)
     goals = [PrecisionSettings(size_ratio=ratio, **more) for ratio in ratios]
     if task == "cifar10" and not options.ratios:
@@ -117,6 +121,7 @@ def main() -> None:
     parser.add_argument("--ratios", nargs="+", type=float)
     parser.add_argument("--liars", type=float, default=0.0)
     parser.add_argument("--rounding-rounds", type=int, default=1)
+    parser.add_argument("--learned-rounding", type=int, default=0)
     parser.add_argument("--train-rounds", type=int, default=0)
     parser.add_argument("--out", type=Path, help="write the rows there as JSON")
     parser.add_argument("--smoke", action="store_true", help="one small task, one seed")

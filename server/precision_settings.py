@@ -7,6 +7,7 @@ As options, in a table of a scenario, and in a run's configuration, settings hav
     weight-bits = 4            every layer alike, to compare with
     latency-budget = 2.5       milliseconds per inference
     rounding-rounds = 1        rounds with devices in which weights are rounded, group by group of layers
+    learned-rounding = 0       rounds in which devices learn which way each weight is rounded
     train-rounds = 0           rounds in which devices train the rounded weights
     float-layer = ["head=fp16", "auto"]
 
@@ -44,6 +45,7 @@ class PrecisionSettings:
         max_drop: Points of accuracy (percent) that the smallest model may lose; above 0, at most 100.
         weight_bits: Bits of every layer's codes, 2 to 8; nothing is allocated.
         rounding_rounds: Rounds with devices in which weights are rounded; 1 rounds all layers at once.
+        learned_rounding: Rounds in which devices learn which way each weight is rounded; 0 for none.
         train_rounds: Rounds in which devices train the rounded weights; 0 for none.
         latency_budget_seconds: Longest inference, by the table of the device class; None for any.
         float_layers: Layers that stay float, as (name, "fp16" or "bf16").
@@ -54,6 +56,7 @@ class PrecisionSettings:
     max_drop: float | None = None
     weight_bits: int | None = None
     rounding_rounds: int = 1
+    learned_rounding: int = 0
     train_rounds: int = 0
     latency_budget_seconds: float | None = None
     float_layers: tuple[tuple[str, str], ...] = ()
@@ -66,6 +69,7 @@ class PrecisionSettings:
         _require_between("max-drop", self.max_drop, 0.0, 100.0, "points of accuracy, such as 0.5")
         _require_count("weight-bits", self.weight_bits, 2, 8)
         _require_count("rounding-rounds", self.rounding_rounds, 1, MAX_ROUNDS)
+        _require_count("learned-rounding", self.learned_rounding, 0, MAX_ROUNDS)
         _require_count("train-rounds", self.train_rounds, 0, MAX_ROUNDS)
         seconds = self.latency_budget_seconds
         if seconds is not None and not 0.0 < seconds <= MAX_LATENCY_SECONDS:
@@ -92,6 +96,11 @@ class PrecisionSettings:
             raise ConfigurationError(
                 f"weight-bits {self.weight_bits} leaves float-layer 'auto' nothing to choose; name the layers"
             )
+
+    @property
+    def trains(self) -> bool:
+        """Whether devices train weights, one way or the other."""
+        return bool(self.learned_rounding or self.train_rounds)
 
     @classmethod
     def from_options(cls, options: Mapping[str, object]) -> Self | None:
@@ -125,6 +134,7 @@ class PrecisionSettings:
             "max-drop": self.max_drop,
             "weight-bits": self.weight_bits,
             "rounding-rounds": self.rounding_rounds if self.rounding_rounds != 1 else None,
+            "learned-rounding": self.learned_rounding or None,
             "train-rounds": self.train_rounds or None,
         }
         if self.latency_budget_seconds is not None:
@@ -202,6 +212,7 @@ _READERS: Mapping[str, Callable[[object], dict[str, Any]]] = {
     "max-drop": _number("max_drop"),
     "weight-bits": _whole("weight_bits"),
     "rounding-rounds": _whole("rounding_rounds"),
+    "learned-rounding": _whole("learned_rounding"),
     "train-rounds": _whole("train_rounds"),
     "latency-budget": _number("latency_budget_seconds", unit=1000.0),
     "float-layer": _float_layers,

@@ -103,7 +103,9 @@ class _Run:
             )
             update = self.ask(_in_turn(able, index, plan.rounding_devices), state, local)
             state = apply_movement(state, movement.after(update, trainer.layout, 0.0), trainer.layout)
-            state = trainer.fitted(state)  # while most weights are between two codes, and the other costs little
+            state = trainer.fitted(
+                state
+            )  # while most weights are between two codes, and the other costs little
         return trainer.settled(state)
 
     def train_straight_through(self, learned: TrainedState | None) -> TrainedState:

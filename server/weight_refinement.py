@@ -27,7 +27,7 @@ def refined(search: "WeightSearch", choice: Choice, weights: RoundedWeights) -> 
     """Return the weights rounded in sequence and trained, where the settings ask for it."""
     if search.settings.rounding_rounds > 1:
         weights = rounded_in_sequence(search, choice, weights)
-    if search.settings.train_rounds:
+    if search.settings.trains:
         weights = trained(search, weights)
     return weights
 
@@ -74,7 +74,9 @@ def trained(search: "WeightSearch", weights: RoundedWeights) -> RoundedWeights:
         search.tuning.model,
         search.reference.policy,
         weights,
-        plan=TrainingPlan(rounds=search.settings.train_rounds),
+        plan=TrainingPlan(
+            rounds=search.settings.train_rounds, rounding_rounds=search.settings.learned_rounding
+        ),
         learns_steps=search.settings.weight_bits is not None,
     )
 

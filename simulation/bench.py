@@ -233,7 +233,7 @@ class Bench:
         asked = self.settings.precision
         if asked is None or not generation.weights:
             return None
-        if asked.max_drop is not None or asked.train_rounds or asked.rounding_rounds > 1:
+        if asked.max_drop is not None or asked.trains or asked.rounding_rounds > 1:
             return None
         met = meet(self.grid, self.registry, self.blobs, self.settings, clock=self.grid.clock)
         tuning = met.tunings[generation.device_class]

@@ -26,6 +26,7 @@ from simulation.cli_options import (
     AsJson,
     FloatLayer,
     LatencyBudget,
+    LearnedRounding,
     MaxDrop,
     ReadScenario,
     RoundingRounds,
@@ -82,6 +83,7 @@ def run(
     weight_bits: WeightBits = None,
     latency_budget: LatencyBudget = None,
     rounding_rounds: RoundingRounds = None,
+    learned_rounding: LearnedRounding = None,
     train_rounds: TrainRounds = None,
     float_layer: FloatLayer = None,
     check_pooled: Annotated[
@@ -102,6 +104,7 @@ def run(
                 "weight-bits": weight_bits,
                 "latency-budget": latency_budget,
                 "rounding-rounds": rounding_rounds,
+                "learned-rounding": learned_rounding,
                 "train-rounds": train_rounds,
                 "float-layer": float_layer,
             },

@@ -32,6 +32,12 @@ RoundingRounds = Annotated[
     int | None,
     typer.Option(metavar="N", help="Rounds in which weights are rounded, group by group. (default: 1)"),
 ]
+LearnedRounding = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Rounds in which devices learn which way weights are rounded. (default: 0)"
+    ),
+]
 TrainRounds = Annotated[
     int | None,
     typer.Option(metavar="N", help="Rounds in which devices train the rounded weights. (default: 0)"),

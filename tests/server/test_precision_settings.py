@@ -27,6 +27,7 @@ def settings(draw: st.DrawFn) -> PrecisionSettings:
     return PrecisionSettings(
         **goal,
         rounding_rounds=draw(st.integers(1, 1000)),
+        learned_rounding=draw(st.integers(0, 1000)),
         train_rounds=draw(st.integers(0, 1000)),
         latency_budget_seconds=None if milliseconds is None else float(milliseconds) / 1000,
         float_layers=tuple(kinds.items()),
@@ -72,6 +73,7 @@ def test_auto_is_not_a_layer() -> None:
         ({"weight_bits": 1}, "weight-bits is 1; give a whole number from 2 to 8"),
         ({"weight_bits": 9}, "weight-bits is 9; give a whole number from 2 to 8"),
         ({"weight_bits": True}, "weight-bits is True; give a whole number from 2 to 8"),
+        ({"weight_bits": 4, "learned_rounding": -1}, "learned-rounding is -1; give a whole number from 0"),
         ({"weight_bits": 4, "rounding_rounds": 0}, "rounding-rounds is 0; give a whole number from 1"),
         ({"weight_bits": 4, "rounding_rounds": 10**9}, "rounding-rounds is 1000000000; give a whole number"),
         ({"weight_bits": 4, "train_rounds": -1}, "train-rounds is -1; give a whole number from 0"),

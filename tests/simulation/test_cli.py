@@ -157,7 +157,8 @@ def test_options_reach_the_scenario(invoke: Run, laboratory: Laboratory, tmp_pat
 
 def test_precision_options_reach_the_scenario(invoke: Run, laboratory: Laboratory) -> None:
     found = invoke(
-        "run", "--size-ratio", 10, "--rounding-rounds", 4, "--train-rounds", 2, "--latency-budget", 2.5,
+        "run", "--size-ratio", 10, "--rounding-rounds", 4, "--learned-rounding", 3, "--train-rounds", 2,
+        "--latency-budget", 2.5,
         "--float-layer", "/head/Gemm=fp16", "--float-layer", "auto", "--json",
     )  # fmt: skip
     assert found.exit_code == 0, found.output
@@ -165,6 +166,7 @@ def test_precision_options_reach_the_scenario(invoke: Run, laboratory: Laborator
         precision=PrecisionSettings(
             size_ratio=10.0,
             rounding_rounds=4,
+            learned_rounding=3,
             train_rounds=2,
             latency_budget_seconds=0.0025,
             float_layers=(("/head/Gemm", "fp16"),),

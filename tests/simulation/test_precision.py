@@ -268,6 +268,15 @@ def test_weights_of_an_allocation_are_trained_at_their_size(task: TaskData) -> N
 
 
 @pytest.mark.slow
+def test_rounding_of_an_allocation_is_learned_at_its_size(task: TaskData) -> None:
+    with bench_of(task, size_ratio=16.0, learned_rounding=4) as bench:
+        generation = tuned(bench)
+        assert generation.step is Step.PUBLISHED, generation.reason
+        assert record_of(generation).size_ratio > 15.5
+        assert accuracy_of(bench, generation) >= 0.93
+
+
+@pytest.mark.slow
 def test_precision_and_drift_are_tuned_together(task: TaskData) -> None:
     with bench_of(task, devices=10, size_ratio=8.0, drifts=("contrast=0.3",)) as bench:
         generation = tuned(bench)
