@@ -2,7 +2,8 @@
 
 Straight-through training knows a weight's code alone, and at 3 bits what turns a code over is mostly noise. Here the
 weights are used as they are while they are between two codes, and a penalty that grows over the rounds moves them to
-one of them: h and its regulariser of AdaRound (Nagel et al. 2020, arXiv:2004.10568, equations 22 and 24). The rules:
+one of them: the regulariser of AdaRound (Nagel et al. 2020, arXiv:2004.10568, equation 24), of the weights themselves
+instead of a sigmoid's argument. The rules:
 
 1. The target is not the answer but the output of every block, which has thousands of values for each input where an
    answer has ten: block reconstruction (BRECQ, Li et al. 2021, arXiv:2102.05426). A block ends where one tensor alone

@@ -93,7 +93,7 @@ class _Run:
         """Return a state whose weights have the codes that they were drawn to."""
         trainer, plan = self.trainer, self.plan
         state: TrainedState = trainer.start_within(UNROUNDED_CELL)
-        movement = Movement.none(trainer.layout)
+        none = Movement.none(trainer.layout)
         able = sorted((device for device in self.cohort if can_train(device)), key=lambda device: device.rank)
         for index in range(plan.rounding_rounds):
             local = replace(
@@ -102,10 +102,8 @@ class _Run:
                 hardening_to=(index + 1) / plan.rounding_rounds,
             )
             update = self.ask(_in_turn(able, index, plan.rounding_devices), state, local)
-            state = apply_movement(state, movement.after(update, trainer.layout, 0.0), trainer.layout)
-            state = trainer.fitted(
-                state
-            )  # while most weights are between two codes, and the other costs little
+            moved = apply_movement(state, none.after(update, trainer.layout, 0.0), trainer.layout)
+            state = trainer.fitted(moved)  # while weights are between two codes, and the other costs little
         return trainer.settled(state)
 
     def train_straight_through(self, learned: TrainedState | None) -> TrainedState:
