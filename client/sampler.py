@@ -8,13 +8,12 @@ import random
 import threading
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantization.errors import ConfigurationError, MalformedError
-from quantization.npz_content import NPZ_ERRORS, check_unpacked_size
+from quantization.npz_content import read_arrays
 
 Float32Array = NDArray[np.float32]
 
@@ -131,23 +130,26 @@ class Sampler:
         Raises:
             MalformedError: If the bytes are not a sample of inputs of this shape; nothing changes then.
         """
-        fields = _read_npz(data)
-        rows, order, seen = fields["rows"], fields["order"], int(fields["seen"])
-        if rows.dtype != np.float32 or rows.shape[1:] != self.row_shape or not np.isfinite(rows).all():
+        version, rows, order, seen = read_arrays(io.BytesIO(data), MAX_FILE_BYTES, _FIELDS).values()
+        if not np.array_equal(version, _FORMAT_VERSION):
+            raise MalformedError(f"stored sample of version {version}, this software reads {_FORMAT_VERSION}")
+        is_shaped = rows.ndim == len(self.row_shape) + 1 and rows.shape[1:] == self.row_shape
+        if rows.dtype != np.float32 or not is_shaped or not np.isfinite(rows).all():
             raise MalformedError(
                 f"stored sample of {rows.dtype} {rows.shape}; inputs have shape {self.row_shape}"
             )
         is_ordered = (
             order.dtype == np.int64 and order.shape == rows.shape[:1] and bool((np.diff(order) > 0).all())
         )
-        if not is_ordered or seen < 0 or (order.size and not 0 <= order[0] <= order[-1] < seen):
+        is_counted = seen.dtype == np.int64 and seen.shape == () and seen >= 0
+        if not (is_ordered and is_counted) or (order.size and not 0 <= order[0] <= order[-1] < seen):
             raise MalformedError("stored sample whose order is not one")
         with self._lock:
             self._kept = min(len(rows), self.capacity)
             self._rows[: self._kept] = rows[len(rows) - self._kept :]
             self._order[: self._kept] = order[len(rows) - self._kept :]
-            self._oldest, self._seen = 0, seen
-            self._random = _random(self._seed, seen)
+            self._oldest, self._seen = 0, int(seen)
+            self._random = _random(self._seed, self._seen)
 
     def _look_at(self, row: Float32Array) -> None:
         place, self._seen = self._seen, self._seen + 1
@@ -170,18 +172,3 @@ class Sampler:
 def _random(seed: int, seen: int) -> random.Random:
     """Return the generator of the choices that follow; not one of NumPy's, whose import costs 7 MB."""
     return random.Random(f"{seed} {seen}")  # noqa: S311  # a sample, not a secret
-
-
-def _read_npz(data: bytes) -> dict[str, NDArray[Any]]:
-    """Return the arrays of an npz file, with nothing executed and nothing large unpacked."""
-    try:
-        check_unpacked_size(data, MAX_FILE_BYTES)
-        with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-            fields = {name: stored[name] for name in _FIELDS}
-        if int(fields["version"]) != _FORMAT_VERSION or fields["seen"].shape != () or fields["rows"].ndim < 1:
-            raise MalformedError(
-                f"stored sample of version {fields['version']}, this software reads {_FORMAT_VERSION}"
-            )
-    except NPZ_ERRORS as error:
-        raise MalformedError(f"not a stored sample: {error}") from error
-    return fields

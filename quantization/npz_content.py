@@ -1,11 +1,9 @@
 """Named arrays as bytes: a NumPy archive (npz, stored, no pickle) whose keys are `<group>/<name>`, in sorted order."""
 
 import io
-import struct
-import tokenize
 import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import BinaryIO
 
 import numpy as np
 
@@ -14,24 +12,6 @@ from quantization.errors import MalformedError
 
 MAX_UNPACKED_BYTES = 1 << 30
 """Most that the arrays of one archive take together, by what its directory says."""
-
-NPZ_ERRORS = (
-    ValueError,
-    KeyError,
-    TypeError,
-    OSError,
-    EOFError,
-    OverflowError,
-    SyntaxError,  # a header is parsed as Python's literals
-    RuntimeError,  # an encrypted member; and its subclasses NotImplementedError, RecursionError
-    MemoryError,  # a header that promises more than there is
-    struct.error,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zipfile.LargeZipFile,
-    zlib.error,
-)
-"""What reading a damaged npz file raises."""
 
 
 def pack_arrays(arrays: Mapping[str, AnyArray]) -> bytes:
@@ -48,31 +28,47 @@ def unpack_arrays(data: bytes) -> dict[str, dict[str, AnyArray]]:
         MalformedError: The bytes are something else.
     """
     groups: dict[str, dict[str, AnyArray]] = {}
-    try:
-        check_unpacked_size(data, MAX_UNPACKED_BYTES)
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            for key in archive.files:
-                group, _, name = key.partition("/")
-                groups.setdefault(group, {})[name] = _array(archive[key])
-    except NPZ_ERRORS as error:
-        raise MalformedError(f"not an archive of arrays: {error}") from error
+    for key, array in read_arrays(io.BytesIO(data), MAX_UNPACKED_BYTES).items():
+        group, _, name = key.partition("/")
+        groups.setdefault(group, {})[name] = array
     return groups
 
 
-def check_unpacked_size(data: bytes, most: int) -> None:
-    """Refuse an archive that unpacks to more than `most` bytes.
+def read_arrays(file: BinaryIO, most_bytes: int, names: Sequence[str] | None = None) -> dict[str, AnyArray]:
+    """Return the arrays of an npz file, or those of some names, with nothing unpickled and nothing large unpacked.
+
+    Args:
+        file: Of any content, read from its start.
+        most_bytes: Most that all its members together unpack to, by what its directory says.
+        names: Of arrays that must be there; None for all that are.
 
     Raises:
-        MalformedError: It does.
-        Exception: One of `NPZ_ERRORS`; it is no archive.
+        MalformedError: It is no archive, is damaged, unpacks to more, lacks a name, or has something else than arrays.
     """
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+    try:
+        arrays = _read(file, most_bytes, names)
+    except MalformedError:
+        raise
+    except (
+        Exception
+    ) as error:  # zipfile, its decompressors and NumPy have errors of their own for each damage
+        raise MalformedError(f"not an archive of arrays: {error}") from error
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # NumPy gives the bytes of a member that is no array
+            raise MalformedError(f"an archive whose {name!r} is no array")
+    return arrays
+
+
+def _read(file: BinaryIO, most_bytes: int, names: Sequence[str] | None) -> dict[str, AnyArray]:
+    with zipfile.ZipFile(file) as archive:
         size = sum(member.file_size for member in archive.infolist())
-    if size > most:
-        raise MalformedError(f"an archive that unpacks to {size} bytes; at most {most} are read")
-
-
-def _array(value: object) -> AnyArray:
-    if not isinstance(value, np.ndarray):  # NumPy gives the bytes of a member that is no array
-        raise MalformedError("an archive with something else than arrays")
-    return value
+    if size > most_bytes:
+        raise MalformedError(f"an archive that unpacks to {size} bytes; at most {most_bytes} are read")
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as stored:
+        wanted = stored.files if names is None else names
+        missing = next((name for name in wanted if name not in stored.files), None)
+        if missing is not None:
+            there = ", ".join(sorted(stored.files)[:8]) or "none"
+            raise MalformedError(f"an archive that has no array {missing!r}, only: {there}")
+        return {name: stored[name] for name in wanted}

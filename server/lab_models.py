@@ -1,17 +1,24 @@
 """Bringing a model: an ONNX file and inputs of the lab become generation 0 of some device classes."""
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.format import MAGIC_PREFIX
 
 from quantization.arrays import AnyArray, FloatArray
 from quantization.calibration import method_from_name
 from quantization.device_class import ARM, X86, X86_VNNI, DeviceClass
-from quantization.errors import ConfigurationError, InvalidDataError, NotFoundError, UnsupportedModelError
+from quantization.errors import (
+    ConfigurationError,
+    InvalidDataError,
+    MalformedError,
+    NotFoundError,
+    UnsupportedModelError,
+)
+from quantization.npz_content import read_arrays
 from server.blob_store import BlobStore
 from server.lab import prepare_model
 from server.registry import Registry
@@ -126,32 +133,16 @@ def read_inputs(path: Path) -> FloatArray:
         InvalidDataError: The file cannot be read, has no array `x`, or holds no numbers.
     """
     try:
-        if zipfile.is_zipfile(path):
-            _check_unpacked(path)
-        loaded = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        with path.open("rb") as file:
+            is_one_array = file.read(len(MAGIC_PREFIX)) == MAGIC_PREFIX
+            file.seek(0)
+            if is_one_array:
+                return _numbers(path, np.load(file, allow_pickle=False))
+            return _numbers(path, read_arrays(file, MAX_INPUT_BYTES, ["x"])["x"])
+    except (OSError, ValueError, EOFError, MalformedError) as error:
         raise InvalidDataError(
             f"inputs {path} cannot be read ({error}); save them with numpy.savez(x=...)"
         ) from error
-    if isinstance(loaded, np.ndarray):
-        return _numbers(path, loaded)
-    with loaded:
-        if "x" not in loaded.files:
-            there = ", ".join(sorted(loaded.files)[:8]) or "none"
-            raise InvalidDataError(
-                f"{path} has no array 'x', only: {there}; save the inputs with numpy.savez(x=...)"
-            )
-        try:
-            return _numbers(path, loaded["x"])
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise InvalidDataError(f"array 'x' of {path} cannot be read ({error}); save it again") from error
-
-
-def _check_unpacked(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
-        size_bytes = sum(member.file_size for member in archive.infolist())
-    if size_bytes > MAX_INPUT_BYTES:
-        raise InvalidDataError(f"{path} unpacks to {size_bytes} bytes; {MAX_INPUT_BYTES} are read")
 
 
 def _numbers(path: Path, array: AnyArray) -> FloatArray:

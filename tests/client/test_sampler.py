@@ -1,6 +1,7 @@
 import io
 import threading
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -166,6 +167,22 @@ def test_any_damage_to_a_stored_sample_is_noticed_or_harmless(place: int, value:
     except MalformedError:
         return
     assert sampler.inputs().shape[1:] == (2,)
+
+
+@pytest.mark.parametrize("field", ["version", "rows", "order", "seen"])
+def test_a_sample_with_a_field_that_is_no_array_is_refused(field: str) -> None:
+    changed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(npz())) as stored, zipfile.ZipFile(changed, "w") as archive:
+        for name in stored.namelist():
+            archive.writestr(name, bytes(8) if name == f"{field}.npy" else stored.read(name))
+    with pytest.raises(MalformedError, match=f"'{field}' is no array"):
+        sampler_of(4).restore(changed.getvalue())
+
+
+@pytest.mark.parametrize("seen", [np.float64("nan"), np.float64(2), np.timedelta64("nat"), np.str_("2")])
+def test_a_count_that_is_no_whole_number_is_refused(seen: object) -> None:
+    with pytest.raises(MalformedError, match="order"):
+        sampler_of(4).restore(npz(seen=seen))
 
 
 def test_a_sample_without_a_field_is_refused() -> None:

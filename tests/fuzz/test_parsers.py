@@ -1,5 +1,6 @@
 """Whatever bytes come, parsers return or refuse: nothing else escapes, nothing hangs, and memory stays bounded."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,12 @@ def test_slots_that_are_nested_too_deep_are_refused(tmp_path: Path) -> None:
 def test_an_archive_of_a_kind_that_python_cannot_read_is_refused(flag: int, tmp_path: Path) -> None:
     archive = bytearray(pack_arrays({"codes/fc": np.zeros(3, np.int8)}))
     archive[archive.index(b"PK\1\2") + 8] |= flag
+    assert refusal_of(archives(tmp_path)["arrays"], bytes(archive)) is not None
+
+
+def test_an_archive_packed_by_a_method_whose_errors_are_its_own_is_refused(tmp_path: Path) -> None:
+    archive = bytearray(pack_arrays({"codes/fc": np.zeros(3, np.int8)}))
+    archive[archive.index(b"PK\1\2") + 10] = zipfile.ZIP_LZMA
     assert refusal_of(archives(tmp_path)["arrays"], bytes(archive)) is not None
 
 

@@ -259,17 +259,11 @@ def test_rounding_in_sequence_keeps_to_the_size(task: TaskData) -> None:
 
 
 @pytest.mark.slow
-def test_weights_of_an_allocation_are_trained_at_their_size(task: TaskData) -> None:
-    with bench_of(task, size_ratio=16.0, train_rounds=1) as bench:
-        generation = tuned(bench)
-        assert generation.step is Step.PUBLISHED, generation.reason
-        assert record_of(generation).size_ratio > 15.5
-        assert accuracy_of(bench, generation) >= 0.93
-
-
-@pytest.mark.slow
-def test_rounding_of_an_allocation_is_learned_at_its_size(task: TaskData) -> None:
-    with bench_of(task, size_ratio=16.0, learned_rounding=4) as bench:
+@pytest.mark.parametrize(
+    "asked", [{"train_rounds": 1}, {"learned_rounding": 4}], ids=lambda asked: next(iter(asked))
+)
+def test_weights_of_an_allocation_are_trained_at_their_size(task: TaskData, asked: dict[str, int]) -> None:
+    with bench_of(task, size_ratio=16.0, **asked) as bench:
         generation = tuned(bench)
         assert generation.step is Step.PUBLISHED, generation.reason
         assert record_of(generation).size_ratio > 15.5
