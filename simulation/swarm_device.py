@@ -9,14 +9,17 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from typing import Any
 
 from grpc import aio
 
+from client.grpc_blobs import fetch_requests
 from client.grpc_channel import DEVICE_KEY
 from client.grpc_errors import pushback_seconds
+from client.transport import Want
 from protos.quantfleet.v1 import update_pb2 as pb
 from protos.quantfleet.v1.update_pb2_grpc import UpdateServiceStub
 from quantization.blob import content_digest, decode_blob_content
@@ -32,12 +35,6 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.max_receive_message_length", 1 << 20),
-)
-_ENCODINGS = (
-    pb.BLOB_ENCODING_FULL,
-    pb.BLOB_ENCODING_INT8_SUB_ZSTD,
-    pb.BLOB_ENCODING_BSDIFF,
-    pb.BLOB_ENCODING_BUNDLE,
 )
 _LEAST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.2, 5.0
 _LEAST_FETCH_WAIT_SECONDS, _LONGEST_FETCH_WAIT_SECONDS = 1.0, 16.0
@@ -171,57 +168,39 @@ class SwarmDevice:
 
     async def _fetch(self, stub: Any, manifest_digest: str) -> None:  # noqa: ANN401
         """Fetch and verify an artifact, and run it: in one bundle where it runs another, else blob by blob."""
-        call = stub.FetchBlobs(metadata=((DEVICE_KEY, self.name),))
-        try:
-            opening = pb.FetchOpening(
-                device_class=self._target.device_class,
-                model_digest=bytes.fromhex(self._target.model_digest),
-                held_digests=[bytes.fromhex(digest) for digest in self._held],
-                accepted_encodings=_ENCODINGS,
-            )
-            if self.manifest_digest:
-                opening.held_manifest_digests.append(bytes.fromhex(self.manifest_digest))
-            await call.write(pb.FetchBlobsRequest(opening=opening))
-            if manifest_digest not in self._held:
-                await self._take_blobs(call, [manifest_digest])
-            manifest = self._contents.manifest(manifest_digest)
-            missing = sorted(manifest.blobs.keys() - self._held)
-            if self.manifest_digest and len(missing) > 1:
-                await self._take_bundle(call, manifest_digest, manifest)
-            else:
-                await self._take_blobs(call, missing)
-            await call.done_writing()
-        except asyncio.InvalidStateError:  # the server has ended the call: reading says why
-            await call.read()
-            raise MalformedError("the server ended a stream of blobs early") from None
-        finally:
-            call.cancel()
+        if manifest_digest not in self._held:
+            await self._take_blobs(stub, [manifest_digest])
+        manifest = self._contents.manifest(manifest_digest)
+        missing = sorted(manifest.blobs.keys() - self._held)
+        if self.manifest_digest and len(missing) > 1:
+            await self._take_bundle(stub, manifest_digest, manifest)
+        elif missing:
+            await self._take_blobs(stub, missing)
         self.manifest_digest = manifest_digest
         self._held = {manifest_digest, *manifest.blobs}
         self._partial.clear()
 
-    async def _take_blobs(self, call: Any, digests: list[str]) -> None:  # noqa: ANN401
+    async def _take_blobs(self, stub: Any, digests: list[str]) -> None:  # noqa: ANN401
         """Ask for blobs, all at once, and take the answers one after another."""
-        for digest in digests:
-            await call.write(pb.FetchBlobsRequest(wanted=self._want(digest)))
-        pieces = self._pieces(call)
-        for digest in digests:
-            partial = await self._payload(pieces, digest)
-            data, head = self._whole(digest, partial), partial.head
-            if head.encoding == pb.BLOB_ENCODING_FULL:
-                content = decode_blob_content(data, digest)
-            elif head.base_digest.hex() in self._held:
-                content = apply_delta(data, self._contents.read(head.base_digest.hex()), digest)
-            else:
-                raise MalformedError(f"a difference to {head.base_digest.hex()[:12]} came, which is not held")
-            self._hold(digest, content)
+        async with aclosing(self._pieces(stub, [self._want(digest) for digest in digests])) as pieces:
+            for digest in digests:
+                partial = await self._payload(pieces, digest)
+                data, head = self._whole(digest, partial), partial.head
+                if head.encoding == pb.BLOB_ENCODING_FULL:
+                    content = decode_blob_content(data, digest)
+                elif head.base_digest.hex() in self._held:
+                    content = apply_delta(data, self._contents.read(head.base_digest.hex()), digest)
+                else:
+                    raise MalformedError(
+                        f"a difference to {head.base_digest.hex()[:12]} came, which is not held"
+                    )
+                self._hold(digest, content)
 
-    async def _take_bundle(self, call: Any, digest: str, manifest: Manifest) -> None:  # noqa: ANN401
+    async def _take_bundle(self, stub: Any, digest: str, manifest: Manifest) -> None:  # noqa: ANN401
         """Ask for everything that a manifest names and the device lacks, as one bundle, and take it."""
-        wanted = self._want(digest)
-        wanted.base_manifest_digest = bytes.fromhex(self.manifest_digest)
-        await call.write(pb.FetchBlobsRequest(wanted=wanted))
-        partial = await self._payload(self._pieces(call), digest)
+        wanted = replace(self._want(digest), base_manifest=self.manifest_digest)
+        async with aclosing(self._pieces(stub, [wanted])) as pieces:
+            partial = await self._payload(pieces, digest)
         if partial.head.encoding != pb.BLOB_ENCODING_BUNDLE:
             del self._partial[digest]
             raise MalformedError("something else came than the bundle that was asked for")
@@ -230,24 +209,37 @@ class SwarmDevice:
         for part, content in read_bundle(data, parts, self._contents.read):
             self._hold(part, content)
 
-    def _want(self, digest: str) -> pb.BlobWanted:
+    def _want(self, digest: str) -> Want:
         """Return what to ask for to get the rest of a payload."""
-        wanted = pb.BlobWanted(digest=bytes.fromhex(digest))
         partial = self._partial.get(digest)
-        if partial is not None:
-            wanted.offset_bytes = len(partial.data)
-            wanted.payload_digest = partial.head.payload_digest
-        return wanted
+        if partial is None:
+            return Want(digest)
+        return Want(digest, len(partial.data), partial.head.payload_digest.hex())
 
-    async def _pieces(self, call: Any) -> AsyncIterator[pb.BlobChunk]:  # noqa: ANN401
-        while True:
-            async with asyncio.timeout(_STALL_SECONDS):
-                piece = await call.read()
-            if piece is aio.EOF:
-                raise MalformedError("the stream of blobs ended too early")
-            yield piece
+    async def _pieces(self, stub: Any, wants: list[Want]) -> AsyncGenerator[pb.BlobChunk]:  # noqa: ANN401
+        """Ask for payloads, and yield what comes.
 
-    async def _payload(self, pieces: AsyncIterator[pb.BlobChunk], digest: str) -> _Partial:
+        What is wanted goes with a stream's opening, its only message: where a server refuses a stream while its client
+        still writes, asyncio's client says "internal" in place of what the server said.
+        """
+        running = self.manifest_digest
+        complete = {running: self._contents.manifest(running).blobs} if running else {}
+        for request in fetch_requests(
+            self._target.device_class, self._target.model_digest, wants, self._held, complete
+        ):
+            call = stub.FetchBlobs(iter((request,)), metadata=((DEVICE_KEY, self.name),))
+            try:
+                while True:
+                    async with asyncio.timeout(_STALL_SECONDS):
+                        piece = await call.read()
+                    if piece is aio.EOF:
+                        break
+                    yield piece
+            finally:
+                call.cancel()
+        raise MalformedError("the stream of blobs ended too early")
+
+    async def _payload(self, pieces: AsyncGenerator[pb.BlobChunk], digest: str) -> _Partial:
         """Return a complete payload; what came of it is kept when it fails."""
         piece = await anext(pieces)
         if piece.payload.digest.hex() != digest:
