@@ -167,7 +167,7 @@ class _LocalRun:
             loss.backward()  # type: ignore[no-untyped-call]
             for group in optimizer.param_groups:
                 group["lr"] = group["full_rate"] * self._share_of_rates()
-            with natural_moves(self.model, is_centred=self.blocks is None):
+            with natural_moves(self.model, learns_rounding=self.blocks is not None):
                 optimizer.step()
             self.model.keep_on_grid()
             self.taken += 1
@@ -187,7 +187,7 @@ class _LocalRun:
 
 
 @contextmanager
-def natural_moves(model: QatModel, *, is_centred: bool = True) -> Iterator[None]:
+def natural_moves(model: QatModel, *, learns_rounding: bool = False) -> Iterator[None]:
     """Turn what an optimizer does in this context, in units of its own, into movements in natural units.
 
     * Shadow weights move in steps of their row, and every row's mean movement is taken out, as out of the gradient
@@ -195,21 +195,25 @@ def natural_moves(model: QatModel, *, is_centred: bool = True) -> Iterator[None]
       row share a gradient that the bias could follow alone. Followed by the weights it turns many codes of a row
       over together, which overshoots by far: without this, training at 2 bits diverges at rates that work with it.
       Learned rounding goes without: weights that are drawn to their codes may have to move a row's mean.
-    * Steps move as logarithms: they stay positive, and small ones move as far as large ones.
+    * Steps move as logarithms: they stay positive, and small ones move as far as large ones. In learned rounding they
+      take the weights along, which stay as far from their codes as they are.
     """
     weights, steps = list(model.weights.values()), list(model.steps.values())
     held = [[tensor.detach().clone() for tensor in tensors] for tensors in (weights, steps)]
-    for weight in weights if is_centred else ():
+    for weight in () if learns_rounding else weights:
         if weight.grad is not None:
             weight.grad -= weight.grad.mean(1, keepdim=True)
     yield
     with torch.no_grad():
         for weight, step, before, old_step in zip(weights, steps, *held, strict=True):
             moved = weight - before
-            if is_centred:
+            if not learns_rounding:
                 moved -= moved.mean(1, keepdim=True)
+            growth = torch.exp(step - old_step)
             weight.copy_(before + moved * old_step[:, None])
-            step.copy_(old_step * torch.exp(step - old_step))
+            if learns_rounding:
+                weight.mul_(growth[:, None])
+            step.copy_(old_step * growth)
 
 
 def row_losses(

@@ -177,11 +177,16 @@ class QatModel(nn.Module):
     def run_unrounded(self, inputs: Tensor, seen: Hook) -> None:
         """Run with the shadow weights as they are, and with activations rounded.
 
+        The gradient of a step is that of all weights of its row together, each of which stays as many steps long.
+
         Args:
             inputs: float32 (N, ...).
             seen: Called with every computed tensor; what it returns takes its place.
         """
-        weights = {name: self.weights[key] for name, key in self._keys.items()}
+        weights = {}
+        for name, key in self._keys.items():
+            step = self.steps[key]
+            weights[name] = self.weights[key] * (step / step.detach())[:, None]
         self.program.run(
             inputs,
             self._with_layers(weights),

@@ -106,6 +106,6 @@ class TrainingSettings:
 DEFAULT_TRAINING = TrainingSettings()
 
 LEARNED_ROUNDING = TrainingSettings(
-    epochs=4, batch_size=8, weight_rate=0.015, step_rate=0.0, bias_rate=0.02, hardening_from=0.0
+    epochs=4, batch_size=8, weight_rate=0.015, step_rate=0.0005, bias_rate=0.02, hardening_from=0.0
 )
 """Of rounds in which rounding is learned: slow steps, and many, for what each moves adds up to noise in the others."""
