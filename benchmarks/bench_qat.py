@@ -7,7 +7,7 @@ in ONNX Runtime, on test images that no device holds; ranges are the lab's, befo
     python benchmarks/bench_qat.py                     # the table (about 20 minutes on 2 cores)
     python benchmarks/bench_qat.py --bits 2 --rounds 3 --test-rows 1000
     python benchmarks/bench_qat.py --devices 1 --partition iid   # all inputs in one place
-    python benchmarks/bench_qat.py --bits 3 --labels none --learned-rounding 20 --rounds 0
+    python benchmarks/bench_qat.py --bits 3 --labels none --learned-rounding 50 --rounds 0
     python benchmarks/bench_qat.py --smoke             # a small network, for the pipeline
 """
 
