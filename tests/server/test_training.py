@@ -138,6 +138,13 @@ def test_rounding_is_learned_by_devices_in_turn(fleet: _Fleet) -> None:
     assert fleet.accuracy(learned) > fleet.accuracy(fleet.start) + 0.02
     sizes = [sum(stored_size_bytes(layer.codes) for layer in w.values()) for w in (fleet.start, learned)]
     assert sizes[1] <= 1.02 * sizes[0]  # their entropy did not grow
+    moved = [np.abs(np.log(layer.scale / fleet.start[name].scale)).max() for name, layer in learned.items()]
+    assert 0 < min(moved) <= max(moved) < 0.3
+
+
+def test_steps_that_are_not_to_be_learned_stay_when_rounding_is(fleet: _Fleet) -> None:
+    learned = fleet.train(_learning(8, rounds=0, rounding_devices=2), learns_steps=False)
+    assert not _equal(learned, fleet.start)
     for name, layer in learned.items():
         np.testing.assert_array_equal(layer.scale, fleet.start[name].scale)
 
