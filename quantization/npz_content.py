@@ -49,9 +49,7 @@ def read_arrays(file: BinaryIO, most_bytes: int, names: Sequence[str] | None = N
         arrays = _read(file, most_bytes, names)
     except MalformedError:
         raise
-    except (
-        Exception
-    ) as error:  # zipfile, its decompressors and NumPy have errors of their own for each damage
+    except Exception as error:  # zipfile, its decompressors and NumPy each have errors of their own
         raise MalformedError(f"not an archive of arrays: {error}") from error
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):  # NumPy gives the bytes of a member that is no array
