@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from interrupts import listen_to_interrupts
 
 _COMMAND = [sys.executable, "-m", "simulation.cli", "fleet", "--agents=6", "--nodes=2", "--no-prometheus"]
 _MARK = "QUANTFLEET_FLEET_TEST"
@@ -60,7 +61,12 @@ def test_nothing_remains_of_an_interrupted_fleet(tmp_path: Path, number: signal.
     mark = uuid4().hex
     command = [*_COMMAND, f"--cache-dir={tmp_path / 'cache'}"]
     with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={**os.environ, _MARK: mark}, start_new_session=True
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, _MARK: mark},
+        start_new_session=True,
+        preexec_fn=listen_to_interrupts,  # noqa: PLW1509 - nothing else of this process runs in the child
     ) as process:
         assert process.stderr is not None
         for line in process.stderr:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from cli_paths import unexpanded_paths
+from interrupts import listen_to_interrupts
 from precision_examples import precision_record, study_result
 from typer.testing import CliRunner, Result
 
@@ -481,11 +482,6 @@ def start(*arguments: str, **more: str) -> subprocess.Popen[str]:
         env=environment,
         preexec_fn=listen_to_interrupts,  # noqa: PLW1509  # nothing else of this process runs in the child
     )
-
-
-def listen_to_interrupts() -> None:
-    """A shell's background jobs ignore Ctrl-C, and so do the processes they start."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.slow
