@@ -4,6 +4,7 @@ What a file declares is checked before memory is taken for it: an array of a dec
 bytes as its shape and type need, no array is an object, and all of them fit `MAX_TOTAL_BYTES`.
 """
 
+import lzma
 import tokenize
 import zipfile
 import zlib
@@ -36,6 +37,7 @@ _UNREADABLE = (
     zipfile.BadZipFile,
     zipfile.LargeZipFile,
     zlib.error,
+    lzma.LZMAError,
 )
 
 

@@ -1,10 +1,10 @@
 """Whatever bytes come, parsers return or refuse: nothing else escapes, nothing hangs, and memory stays bounded."""
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from damaged_archives import damaged_lzma
 from fuzz_seeds import seeds
 from fuzzed_parsers import GROUPS, Group, Parser, archives, files
 from hypothesis import HealthCheck, given, settings
@@ -104,9 +104,7 @@ def test_an_archive_of_a_kind_that_python_cannot_read_is_refused(flag: int, tmp_
 
 
 def test_an_archive_packed_by_a_method_whose_errors_are_its_own_is_refused(tmp_path: Path) -> None:
-    archive = bytearray(pack_arrays({"codes/fc": np.zeros(3, np.int8)}))
-    archive[archive.index(b"PK\1\2") + 10] = zipfile.ZIP_LZMA
-    assert refusal_of(archives(tmp_path)["arrays"], bytes(archive)) is not None
+    assert refusal_of(archives(tmp_path)["arrays"], damaged_lzma("codes/fc")) is not None
 
 
 def test_an_archive_that_unpacks_to_too_much_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from damaged_archives import damaged_lzma
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -154,3 +155,9 @@ def test_damage_anywhere_is_refused_or_does_no_harm(
         read_npz(path, ("x",), ("y",))
     except InvalidDataError as error:
         assert str(path) in str(error)  # noqa: PT017 - no error is as good
+
+
+def test_an_array_packed_by_a_method_whose_errors_are_its_own_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    path.write_bytes(damaged_lzma("x"))
+    assert "is damaged" in refusal(path)

@@ -48,13 +48,15 @@ async def _errors_of(refusals: int) -> dict[str, int]:
         rng=random.Random(0),  # noqa: S311
     )
     life = asyncio.create_task(device.run())
-    async with asyncio.timeout(30):
-        await service.done.wait()
-        while sum(counts.errors.values()) < refusals:
-            await asyncio.sleep(0.01)
-    life.cancel()
-    await asyncio.gather(life, return_exceptions=True)
-    await server.stop(None)
+    try:
+        async with asyncio.timeout(30):
+            await service.done.wait()
+            while sum(counts.errors.values()) < refusals:
+                await asyncio.sleep(0.01)
+    finally:
+        life.cancel()
+        await asyncio.gather(life, return_exceptions=True)
+        await server.stop(None)
     return dict(counts.errors)
 
 
